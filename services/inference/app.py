@@ -1,0 +1,128 @@
+"""Wiring of an inference worker, top to bottom. The engine is built first: it may fork, and must not inherit sockets."""
+
+import asyncio
+import logging
+
+from starlette.applications import Starlette
+
+from services.inference.engine import Engine
+from services.inference.engine_echo import EchoEngine
+from services.inference.heartbeat import Heartbeat
+from services.inference.scripts import Owner, retire
+from services.inference.settings import Settings
+from services.inference.worker import Worker
+from shared import config, keys
+from shared.bus.client import Bus
+from shared.bus.consume import Consumer
+from shared.config import Config, Pool
+from shared.errors import ConfigError, HeadraceError
+from shared.ids import new_nonce
+from shared.keys import shard_keys
+from shared.lifespan import DRAIN_S, HttpServer, announce_ready, stop_requested
+from shared.probes import passing, probe_routes
+
+log = logging.getLogger(__name__)
+
+READ = 100
+"""Entries of one read: a start call's worth."""
+
+
+async def run(settings: Settings) -> None:
+    deployment = config.load(settings.config)
+    name = pool_name(deployment, settings)
+    pool = deployment.pools[name]
+    engine = make_engine(pool, settings.engine or pool.engine)
+    await engine.start()
+    stop = stop_requested()
+    owner = Owner(shard_keys(name, settings.shard), f"worker-{new_nonce()}", new_nonce())
+    try:
+        async with Bus(settings.redis_url, name=owner.worker) as bus:
+            worker = Worker(bus, owner, engine, deployment.limits)
+            beat = Heartbeat(bus, owner, engine, worker, model=pool.model, slots=engine.capacity().slots)
+            consumer = Consumer(bus, stream=owner.shard.work(owner.worker), group=keys.WORKERS, name=owner.worker,
+                                handle=worker.on_work, count=READ, shared=False)  # fmt: skip
+            await serve(settings, stop, bus, owner, worker, beat, consumer)
+    finally:
+        await engine.stop()
+    if worker.died.is_set():
+        raise HeadraceError("the engine died; its tasks were handed back")
+
+
+async def serve(
+    settings: Settings, stop: asyncio.Event, bus: Bus, owner: Owner, worker: Worker, beat: Heartbeat, consumer: Consumer
+) -> None:
+    checks = [
+        passing("the work stream", lambda: consumer.last_pass_s, lambda: consumer.fault),
+        passing("the heartbeat", lambda: beat.last_pass_s, lambda: beat.fault),
+    ]
+    http = HttpServer(Starlette(routes=probe_routes(*checks)), settings.host, settings.port)
+    await http.start()
+    gone = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        beating = tasks.create_task(beat.run(gone))
+        while beat.last_pass_s is None and not stop.is_set():
+            await asyncio.sleep(0.01)
+        reading = tasks.create_task(consumer.run())
+        while consumer.last_pass_s is None and not stop.is_set() and consumer.fault is None:
+            await asyncio.sleep(0.01)
+        announce_ready(settings, "inference", http.url)
+        await first_of(stop, worker.died)
+        await leave(bus, owner, worker, beat, consumer, reading)
+        gone.set()
+        await beating
+        handed_back = await retire(bus, owner, running=True)
+        log.info("stopped; %d tasks handed back", handed_back.handed_back)
+    await http.stop()
+
+
+async def leave(
+    bus: Bus, owner: Owner, worker: Worker, beat: Heartbeat, consumer: Consumer, reading: asyncio.Task[None]
+) -> None:
+    """Take nothing new, hand back what has not started, finish what runs."""
+    beat.slots = 0
+    await consumer.stop()
+    await reading
+    await retire(bus, owner, running=False)
+    await beat.beat()
+    await worker.drain(0 if worker.died.is_set() else DRAIN_S)
+
+
+async def first_of(*events: asyncio.Event) -> None:
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+
+
+def pool_name(deployment: Config, settings: Settings) -> str:
+    """Raises: ConfigError if the pool or shard does not exist."""
+    name = settings.pool or (next(iter(deployment.pools)) if len(deployment.pools) == 1 else "")
+    if name not in deployment.pools:
+        known = ", ".join(deployment.pools)
+        raise ConfigError(f"HEADRACE_INFERENCE_POOL is {settings.pool!r}; pools of the configuration: {known}")
+    if settings.shard >= deployment.pools[name].shards:
+        shards = deployment.pools[name].shards
+        raise ConfigError(f"HEADRACE_INFERENCE_SHARD is {settings.shard}; the pool {name} has {shards} shards, from 0")
+    return name
+
+
+def make_engine(pool: Pool, engine: str) -> Engine:
+    """Raises: ConfigError."""
+    match engine:
+        case "echo":
+            echo = pool.echo
+            return EchoEngine(
+                model=pool.model,
+                tokens_per_s=echo.tokens_per_s,
+                first_token_ms=echo.first_token_ms,
+                max_model_len=echo.max_model_len,
+                slots=pool.slots,
+            )
+        case "vllm":
+            from services.inference.engine_vllm import VllmEngine
+
+            return VllmEngine(
+                model=pool.model, source=pool.vllm.source, options=pool.vllm.options, slots=pool.slots
+            )
+        case _:
+            raise ConfigError(f"HEADRACE_INFERENCE_ENGINE is {engine!r}; allowed: vllm, echo")

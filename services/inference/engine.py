@@ -1,0 +1,74 @@
+"""The engine port: what an engine must do to serve tasks."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from msgspec import Struct
+
+from shared.errors import HeadraceError
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """One request to an engine."""
+
+    task_id: str
+    route: str
+    """Path of the OpenAI API, such as /v1/chat/completions."""
+    body: bytes
+    """The JSON as it came, untouched."""
+    priority: int
+    """0 interactive, 1 normal, 2 batch."""
+
+
+class Chunk(Struct, frozen=True):
+    """One piece of a streamed answer."""
+
+    data: bytes
+    """Payload of one SSE `data:` frame, verbatim; [DONE] is not one."""
+    tokens: tuple[int, ...] = ()
+    """Ids made since the chunk before."""
+    prompt: tuple[int, ...] = ()
+    """Ids of the prompt, with the first chunk only."""
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """The end of a call."""
+
+    status: int
+    """HTTP status; from 400 on the task has failed, and `body` is the error as the engine put it."""
+    body: bytes
+    """The whole response; empty when it was streamed."""
+
+
+class Capacity(Struct, frozen=True, kw_only=True):
+    slots: int
+    running: int = 0
+    waiting: int = 0
+    """Inside the engine, behind those running."""
+    kv_use: float = 0.0
+    """Share of the KV cache in use, 0 to 1."""
+
+
+class EngineDead(HeadraceError):
+    """The engine cannot run anything any more; its tasks must be handed back."""
+
+
+class Engine(Protocol):
+    name: str
+
+    async def start(self) -> None:
+        """Return when calls can be served. Raises: ConfigError, EngineDead."""
+
+    def run(self, call: Call) -> AsyncIterator[Chunk | Answer]:
+        """Any number of Chunks (if the engine streamed), then exactly one Answer. Closing the iterator aborts.
+
+        Raises: EngineDead.
+        """
+
+    def capacity(self) -> Capacity: ...
+
+    async def health(self) -> None:
+        """Raises: EngineDead."""
+
+    async def stop(self) -> None:
+        """Leave no process behind."""

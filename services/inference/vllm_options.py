@@ -1,0 +1,69 @@
+"""What vLLM is told: a pool's options as flags of its own server, and the environment that it reads at its import."""
+
+import difflib
+import os
+from collections.abc import Collection, Mapping
+
+from shared.config import Scalar
+from shared.errors import ConfigError
+
+CPU_KV_CACHE_BYTES = 1 << 30
+"""46,000 tokens of SmolLM2-135M. Without a figure vLLM claims nearly all memory, and fails beside other programs."""
+
+OURS = {
+    "model": "source of the pool",
+    "served-model-name": "model of the pool",
+    "host": "HEADRACE_INFERENCE_HOST",
+    "port": "HEADRACE_INFERENCE_PORT",
+    "api-key": "nothing: only Headrace reaches the engine",
+    "api-server-count": "replicas of the inference service",
+    "headless": "replicas of the inference service",
+    "config": "options of the pool",
+}
+"""Flags that Headrace sets itself or that mean nothing in-process, and what to use instead."""
+
+
+def defaults(*, cpu: bool, slots: int) -> dict[str, Scalar]:
+    """Options in force unless the pool sets them."""
+    options: dict[str, Scalar] = {"scheduling-policy": "priority"}
+    if slots:
+        options["max-num-seqs"] = slots
+    if cpu:
+        # Compiling takes minutes on a CPU and needs a compiler; the gain for small models is nothing.
+        options |= {"enforce-eager": True, "kv-cache-memory-bytes": CPU_KV_CACHE_BYTES}
+    return options
+
+
+def environment(*, cpu: bool) -> dict[str, str]:
+    """Variables for vLLM where they are not set. To be in force before vllm is imported."""
+    variables = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if cpu:
+        # Even eager, a request with logprobs would compile a kernel: for seconds, and without a compiler the engine dies.
+        variables["TORCHDYNAMO_DISABLE"] = "1"
+        # `auto` leaves one core to the embedding process: a quarter of the tokens per second on two cores.
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    return variables
+
+
+def to_flags(options: Mapping[str, Scalar], known: Collection[str]) -> list[str]:
+    """`known`: the flags of the installed vLLM, without dashes. Raises: ConfigError naming every fault."""
+    named = {name.replace("_", "-"): value for name, value in options.items()}
+    faults = [fault for name in named if (fault := _fault(name, known))]
+    if faults:
+        raise ConfigError("\n".join(["the pool's vllm.options cannot be used:", *(f"  {fault}" for fault in faults)]))
+    return [_flag(name, value) for name, value in named.items()]
+
+
+def _fault(name: str, known: Collection[str]) -> str:
+    if name in OURS:
+        return f"{name}: set by Headrace; use {OURS[name]}"
+    if name.partition(".")[0] in known:  # compilation-config.mode sets one member of a JSON option
+        return ""
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"{name}: vLLM has no such option" + (f"; did you mean {' or '.join(close)}?" if close else "")
+
+
+def _flag(name: str, value: Scalar) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"

@@ -1,0 +1,87 @@
+"""Waiting for a task's events on behalf of an HTTP client."""
+
+import asyncio
+
+from services.ingress import metrics
+from shared.bus.client import Bus
+from shared.bus.subscription import EntryId, Subscription
+from shared.bus.tail import Tails
+from shared.errors import InvalidTaskId, TaskNotFound
+from shared.ids import place_of
+from shared.keys import keys_of
+from shared.messages import NULL, Chunks, Event, Finished, Reset
+from shared.record import Record
+
+
+class Answer:
+    """The sink of one waiting client: the end as a future, and on the way there the chunks, if they are wanted."""
+
+    def __init__(self, task_id: str, *, chunks: bool) -> None:
+        self.task_id = task_id
+        self.finished: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
+        self._wants_chunks = chunks
+        self._events: list[Chunks | Reset] = []
+        self._news = asyncio.Event()
+
+    def on_sync(self, record: Record | None) -> None:
+        if record is None and not self.finished.done():
+            self.finished.set_exception(TaskNotFound(self.task_id))
+            self._news.set()
+
+    def on_event(self, position: EntryId, event: Event) -> None:
+        if isinstance(event, Finished) and not self.finished.done():
+            self.finished.set_result(event)
+        elif self._wants_chunks and isinstance(event, Chunks | Reset):
+            self._events.append(event)
+        else:
+            return
+        self._news.set()
+
+    def on_live(self, position: EntryId) -> None:
+        pass
+
+    async def next(self) -> list[Chunks | Reset]:
+        """The events since the last call, as soon as there are any; empty: the task has ended."""
+        while not self._events and not self.finished.done():
+            await self._news.wait()
+            self._news.clear()
+        events, self._events = self._events, []
+        return events
+
+
+class Waiting:
+    """`async with`: an Answer that is fed while the block runs."""
+
+    def __init__(self, bus: Bus, tails: Tails, task_id: str, *, chunks: bool = False, new: bool = False) -> None:
+        """`new`: the task is not submitted yet, so there is nothing to catch up with. Raises: InvalidTaskId."""
+        tail = tails.of(place_of(task_id))
+        if tail is None:
+            raise InvalidTaskId(task_id)
+        self.answer = Answer(task_id, chunks=chunks)
+        self._subscription = Subscription(bus, tail, task_id, self.answer)
+        self._new = new
+
+    def __enter__(self) -> Answer:
+        metrics.WAITING.inc()
+        if self._new:
+            self._subscription.open_new()
+        else:
+            self._subscription.open()
+        return self.answer
+
+    def __exit__(self, *_: object) -> None:
+        metrics.WAITING.dec()
+        self._subscription.close()
+        if self.answer.finished.done() and not self.answer.finished.cancelled():
+            self.answer.finished.exception()
+
+
+async def result_of(bus: Bus, task_id: str, finished: Finished) -> bytes:
+    """The whole result: from the event if it came along, else from the hash. Raises: TaskNotFound if it has expired."""
+    if finished.result is not NULL:
+        return bytes(finished.result)
+    keys, _ = keys_of(task_id)
+    result = await bus.bulk.call("HGET", keys.task(task_id), "result")
+    if result is None:
+        raise TaskNotFound(task_id)
+    return bytes(result)

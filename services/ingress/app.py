@@ -1,0 +1,95 @@
+"""Wiring of ingress, top to bottom."""
+
+import asyncio
+
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute, Route
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from services.ingress.http import Endpoint, respond
+from services.ingress.openai import OpenAI
+from services.ingress.settings import Settings
+from services.ingress.tasks import Tasks
+from shared import config
+from shared.bus.client import Bus
+from shared.bus.tail import Tail, Tails
+from shared.clock import now_ms
+from shared.config import Config
+from shared.errors import ErrorBody
+from shared.ids import new_nonce
+from shared.lifespan import HttpServer, announce_ready, stop_requested
+from shared.messages import encode
+from shared.origins import origin_pattern
+from shared.probes import passing, probe_routes
+from shared.request import ROUTES
+from shared.submit import Submitter
+
+
+async def run(settings: Settings) -> None:
+    stop = stop_requested()
+    deployment = config.load(settings.config)
+    replica = f"ingress-{new_nonce()}"
+    async with Bus(settings.redis_url, name=replica) as bus:
+        tails = [
+            Tail(bus, pool=name, shard=shard, partitions=pool.partitions, replica=replica)
+            for name, pool in deployment.pools.items()
+            for shard in range(pool.shards)
+        ]
+        app = build(bus, deployment, settings, Tails(tails))
+        http = HttpServer(app, settings.host, settings.port)
+        async with asyncio.TaskGroup() as tasks:
+            for tail in tails:
+                tasks.create_task(tail.run())
+            await asyncio.gather(*(tail.joined.wait() for tail in tails))
+            await http.start()
+            announce_ready(settings, "ingress", http.url)
+            await stop.wait()
+            await http.stop()
+            await asyncio.gather(*(tail.stop() for tail in tails))
+
+
+def build(bus: Bus, deployment: Config, settings: Settings, tails: Tails) -> ASGIApp:
+    submitter = Submitter(bus, deployment)
+    openai = OpenAI(bus, deployment, tails, submitter)
+    tasks = Tasks(bus, deployment, settings, tails, submitter)
+    checks = [passing(f"the bus of {t.keys.tag}", lambda t=t: t.last_pass_s, lambda t=t: t.fault) for t in tails]
+    routes: list[BaseRoute] = [
+        *(Route(route, openai.endpoint(route), methods=["POST"]) for route in ROUTES),
+        Route("/v1/tasks", tasks.submit, methods=["POST"]),
+        Route("/v1/tasks", tasks.list, methods=["GET"]),
+        Route("/v1/tasks/{id}", tasks.show, methods=["GET"]),
+        Route("/v1/models", models(deployment), methods=["GET"]),
+        *probe_routes(*checks),
+    ]
+    app = Starlette(routes=routes, exception_handlers={404: not_found, 405: not_found})
+    return CORSMiddleware(
+        app,
+        allow_origin_regex=origin_pattern(settings.origins).pattern,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-headrace-task"],
+    )
+
+
+def models(deployment: Config) -> Endpoint:
+    served = [
+        {"id": pool.model, "object": "model", "created": now_ms() // 1000, "owned_by": "headrace", "root": pool.model}
+        for pool in deployment.pools.values()
+    ]
+    body = encode({"object": "list", "data": served})
+
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, 200, body)
+
+    return Endpoint("/v1/models", handle)
+
+
+async def not_found(request: Request, error: Exception) -> Response:
+    """404 and 405 in the shape that clients of the OpenAI API read."""
+    status = getattr(error, "status_code", 404)
+    message = f"{request.method} {request.url.path} is not served here; see README.md for the routes."
+    body = ErrorBody(message=message, type="invalid_request_error", code="unknown_route")
+    return Response(encode({"error": body}), status_code=status, media_type="application/json")

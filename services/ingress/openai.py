@@ -1,0 +1,104 @@
+"""The OpenAI API's own routes: the answer comes as if the engine had been asked directly."""
+
+from starlette.types import Receive, Scope, Send
+
+from services.ingress import metrics
+from services.ingress.answers import Answer, Waiting, result_of
+from services.ingress.http import EVENT_STREAM, Endpoint, Headers, header, read_body, respond, start
+from shared import request
+from shared.bus.client import Bus
+from shared.bus.tail import Tails
+from shared.clock import monotonic_s
+from shared.config import Config
+from shared.errors import ErrorBody
+from shared.lifecycle import State
+from shared.messages import Chunks, Reset, encode
+from shared.submit import Submitter
+
+DONE = b"data: [DONE]\n\n"
+
+
+class OpenAI:
+    def __init__(self, bus: Bus, config: Config, tails: Tails, submitter: Submitter) -> None:
+        self._bus, self._config, self._tails, self._submitter = bus, config, tails, submitter
+
+    def endpoint(self, route: str) -> Endpoint:
+        async def handle(scope: Scope, receive: Receive, send: Send) -> None:
+            await self._answer(route, scope, receive, send)
+
+        return Endpoint(route, handle)
+
+    async def _answer(self, route: str, scope: Scope, receive: Receive, send: Send) -> None:
+        asked_at_s = monotonic_s()
+        body = await read_body(scope, receive, self._config.limits.body_bytes)
+        key = header(scope, b"idempotency-key")
+        asked = request.from_openai(self._config, route, body, task_id=key)
+        task_id = self._submitter.new_id(asked)
+        if key:  # the key may be bound to an older task, whose events are then caught up with
+            task_id = (await self._submitter.submit(asked, task_id)).id
+        with Waiting(self._bus, self._tails, task_id, chunks=asked.task.streamed, new=not key) as answer:
+            if not key:
+                await self._submitter.submit(asked, task_id)
+            metrics.SUBMITTED.labels(asked.pool, asked.task.lane).inc()
+            if asked.task.streamed:
+                await self._stream(route, answer, send, asked_at_s)
+            else:
+                await self._whole(answer, send)
+        metrics.ANSWERED.labels(route).observe(monotonic_s() - asked_at_s)
+
+    async def _whole(self, answer: Answer, send: Send) -> None:
+        finished = await answer.finished
+        result = await result_of(self._bus, answer.task_id, finished)
+        await respond(send, finished.status, result, headers=_named(answer))
+
+    async def _stream(self, route: str, answer: Answer, send: Send, asked_at_s: float) -> None:
+        """Chunks as they come. A failure before the first one is an ordinary error, as the engine itself answers it."""
+        events = await answer.next()
+        if not events:
+            await self._ended_unstreamed(answer, send)
+            return
+        metrics.FIRST_BYTE.labels(route).observe(monotonic_s() - asked_at_s)
+        headers = [*_named(answer), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        await send(start(200, EVENT_STREAM, headers))
+        sent = 0
+        while events:
+            for event in events:
+                match event:
+                    case Chunks():
+                        sent = event.last
+                        frames = b"".join(b"data: %b\n\n" % bytes(chunk) for chunk in event.chunks)
+                        await send({"type": "http.response.body", "body": frames, "more_body": True})
+                    case Reset() if sent:
+                        await self._broken_off(send)
+                        return
+            events = await answer.next()
+        await self._end(answer, send)
+
+    async def _end(self, answer: Answer, send: Send) -> None:
+        finished = answer.finished.result()
+        tail = DONE
+        if finished.state is not State.COMPLETED and finished.error is not None:
+            tail = b"data: %b\n\n%b" % (encode({"error": finished.error}), DONE)
+        await send({"type": "http.response.body", "body": tail})
+
+    async def _broken_off(self, send: Send) -> None:
+        """An OpenAI stream has no word for starting over; the whole answer can still be had by the task's id."""
+        error = ErrorBody(
+            message="The worker was lost and the answer starts over; read it whole at /v1/tasks/<x-headrace-task>.",
+            type="server_error",
+            code="stream_reset",
+        )
+        await send({"type": "http.response.body", "body": b"data: %b\n\n%b" % (encode({"error": error}), DONE)})
+
+    async def _ended_unstreamed(self, answer: Answer, send: Send) -> None:
+        finished = answer.finished.result()
+        if finished.status < 400:
+            await send(start(200, EVENT_STREAM, _named(answer)))
+            await send({"type": "http.response.body", "body": DONE})
+        else:
+            result = await result_of(self._bus, answer.task_id, finished)
+            await respond(send, finished.status, result, headers=_named(answer))
+
+
+def _named(answer: Answer) -> Headers:
+    return [(b"x-headrace-task", answer.task_id.encode())]

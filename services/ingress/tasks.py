@@ -1,0 +1,182 @@
+"""The native twin of the OpenAI routes: submit now, ask later, from anywhere."""
+
+import asyncio
+
+import msgspec
+from msgspec import Raw, Struct
+from starlette.types import Receive, Scope, Send
+
+from services.ingress import metrics
+from services.ingress.answers import Waiting
+from services.ingress.http import Endpoint, header, query, read_body, respond
+from services.ingress.settings import Settings
+from shared import request
+from shared.bus.client import Bus
+from shared.bus.tail import Tails
+from shared.config import Config
+from shared.errors import ErrorBody, InvalidRequest, TaskNotFound
+from shared.ids import place_of
+from shared.keys import ShardKeys, keys_of, shard_keys
+from shared.lifecycle import Lane, State
+from shared.messages import NULL, encode
+from shared.record import FIELDS, Record, parse_record
+from shared.request import DEFAULT_TENANT
+from shared.submit import Submitter
+
+LONGEST_WAIT_S = 60.0
+"""Of one long poll: under the idle limit of most proxies."""
+LONGEST_PAGE = 100
+
+
+class TaskView(Struct, kw_only=True, omit_defaults=True, tag_field="object", tag="task"):
+    """A task as clients see it. Times are Unix milliseconds."""
+
+    id: str
+    status: State
+    model: str
+    route: str
+    lane: Lane
+    created_at_ms: int
+    started_at_ms: int = 0
+    first_token_at_ms: int = 0
+    finished_at_ms: int = 0
+    attempt: int = 0
+    worker: str = ""
+    session: str = ""
+    user: str = ""
+    task_id: str = ""
+    """The producer's own id."""
+    finish_reason: str | None = None
+    usage: Raw = NULL
+    result: Raw = NULL
+    error: ErrorBody | None = None
+    context: Raw = NULL
+    metadata: Raw = NULL
+    links: dict[str, str]
+
+
+class Tasks:
+    def __init__(self, bus: Bus, config: Config, settings: Settings, tails: Tails, submitter: Submitter) -> None:
+        self._bus, self._config, self._tails, self._submitter = bus, config, tails, submitter
+        self._push_url = settings.notifier_url.rstrip("/")
+        self.submit = Endpoint("/v1/tasks", self._submit)
+        self.show = Endpoint("/v1/tasks/{id}", self._show)
+        self.list = Endpoint("/v1/tasks", self._list)
+
+    async def _submit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(scope, receive, self._config.limits.body_bytes)
+        asked = request.from_json(self._config, body)
+        if (key := header(scope, b"idempotency-key")) and key != asked.task.task_id:
+            if asked.task.task_id:
+                raise InvalidRequest("`task_id` and the header Idempotency-Key differ; send one of them.", param="task_id")
+            task = msgspec.structs.replace(asked.task, task_id=request.check_name("task_id", key))
+            asked = msgspec.structs.replace(asked, task=task)
+        submitted = await self._submitter.submit(asked, self._submitter.new_id(asked))
+        if submitted.new:
+            metrics.SUBMITTED.labels(asked.pool, asked.task.lane).inc()
+        answer = {"id": submitted.id, "object": "task", "status": submitted.state, "links": self._links(submitted.id)}
+        headers = [(b"x-headrace-task", submitted.id.encode()), (b"location", f"/v1/tasks/{submitted.id}".encode())]
+        await respond(send, 202, encode(answer), headers=headers)
+
+    async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task_id = scope["path_params"]["id"]
+        wait_s = _seconds(query(scope, {"wait": "0"})["wait"])
+        record = await self._record(task_id)
+        if wait_s and not record.state.terminal:
+            await self._wait(task_id, wait_s)
+            record = await self._record(task_id)
+        view = self._view(task_id, record)
+        if record.finished is not None:
+            view.result = await self._result(task_id, record)
+        await respond(send, 200, encode(view), headers=[(b"x-headrace-task", task_id.encode())])
+
+    async def _list(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The newest tasks first, of the tenant or of one session, over all shards."""
+        asked = query(scope, {"limit": "20", "session": ""})
+        limit = _limit(asked["limit"])
+        session = request.check_name("session", asked["session"])
+        pages = await asyncio.gather(*(self._newest(shard, session, limit) for shard in self._shards()))
+        newest = sorted((item for page in pages for item in page), reverse=True)[:limit]
+        records = await asyncio.gather(*(self._find(task_id) for _, task_id in newest))
+        views = [self._view(i, record) for (_, i), record in zip(newest, records, strict=True) if record is not None]
+        await respond(send, 200, encode({"object": "list", "data": views}))
+
+    # -- parts
+
+    def _links(self, task_id: str) -> dict[str, str]:
+        socket_url = "ws" + self._push_url.removeprefix("http") + "/v1/ws"
+        return {
+            "self": f"/v1/tasks/{task_id}",
+            "events": f"{self._push_url}/v1/tasks/{task_id}/events",
+            "ws": socket_url,
+        }
+
+    def _shards(self) -> list[ShardKeys]:
+        return [shard_keys(name, n) for name, pool in self._config.pools.items() for n in range(pool.shards)]
+
+    async def _newest(self, shard: ShardKeys, session: str, limit: int) -> list[tuple[float, str]]:
+        index = shard.session(session) if session else shard.tenant(DEFAULT_TENANT)
+        found = await self._bus.bulk.call("ZREVRANGE", index, 0, limit - 1, "WITHSCORES")
+        return [(float(at_ms), task_id.decode()) for task_id, at_ms in zip(found[::2], found[1::2], strict=True)]
+
+    async def _find(self, task_id: str) -> Record | None:
+        keys, _ = keys_of(task_id)
+        return parse_record(await self._bus.bulk.call("HMGET", keys.task(task_id), *FIELDS))
+
+    async def _record(self, task_id: str) -> Record:
+        """Raises: InvalidTaskId, TaskNotFound."""
+        if self._tails.of(place_of(task_id)) is None or (record := await self._find(task_id)) is None:
+            raise TaskNotFound(task_id)
+        return record
+
+    async def _wait(self, task_id: str, wait_s: float) -> None:
+        with Waiting(self._bus, self._tails, task_id) as answer:
+            await asyncio.wait([answer.finished], timeout=wait_s)
+
+    async def _result(self, task_id: str, record: Record) -> Raw:
+        if record.state is not State.COMPLETED:
+            return NULL
+        keys, _ = keys_of(task_id)
+        result = await self._bus.bulk.call("HGET", keys.task(task_id), "result")
+        return Raw(result) if result else NULL
+
+    def _view(self, task_id: str, record: Record) -> TaskView:
+        task, finished = record.task, record.finished
+        return TaskView(
+            id=task_id,
+            status=record.state,
+            model=task.model,
+            route=task.route,
+            lane=task.lane,
+            created_at_ms=record.created_at_ms,
+            started_at_ms=record.started_at_ms,
+            first_token_at_ms=record.first_token_at_ms,
+            finished_at_ms=record.finished_at_ms,
+            attempt=record.attempt,
+            worker=record.worker,
+            session=task.session,
+            user=task.user,
+            task_id=task.task_id,
+            finish_reason=finished.finish_reason if finished else None,
+            usage=finished.usage if finished else NULL,
+            error=finished.error if finished else None,
+            context=task.context,
+            metadata=task.metadata,
+            links=self._links(task_id),
+        )
+
+
+def _seconds(text: str) -> float:
+    try:
+        wait_s = float(text)
+    except ValueError:
+        wait_s = -1.0
+    if not 0 <= wait_s <= LONGEST_WAIT_S:
+        raise InvalidRequest(f"`wait` is {text[:40]!r}; allowed: 0 to {LONGEST_WAIT_S:g} seconds", param="wait")
+    return wait_s
+
+
+def _limit(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= LONGEST_PAGE:
+        raise InvalidRequest(f"`limit` is {text[:40]!r}; allowed: 1 to {LONGEST_PAGE}", param="limit")
+    return int(text)

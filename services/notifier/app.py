@@ -1,0 +1,80 @@
+"""Wiring of the notifier, top to bottom."""
+
+import asyncio
+
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp
+
+from services.notifier.outbox import Outbox
+from services.notifier.settings import Settings
+from services.notifier.socket import Sockets
+from services.notifier.sse import Events
+from shared import config, keys
+from shared.bus.client import Bus
+from shared.bus.consume import Consumer
+from shared.bus.tail import Tail, Tails
+from shared.ids import new_nonce
+from shared.lifespan import HttpServer, announce_ready, stop_requested
+from shared.origins import origin_pattern
+from shared.probes import Check, passing, probe_routes
+
+OUTBOX_PER_READ = 100
+DRAIN_SPREAD_MS = 5000
+"""Over which the clients of a stopping replica come back elsewhere: no storm on those that stay."""
+
+
+async def run(settings: Settings) -> None:
+    stop = stop_requested()
+    deployment = config.load(settings.config)
+    replica = f"notifier-{new_nonce()}"
+    async with Bus(settings.redis_url, name=replica) as bus:
+        tails = [
+            Tail(bus, pool=name, shard=shard, partitions=pool.partitions, replica=replica)
+            for name, pool in deployment.pools.items()
+            for shard in range(pool.shards)
+        ]
+        consumers = [
+            Consumer(bus, stream=tail.keys.outbox, group=keys.OUTBOX, name=replica,
+                     handle=Outbox(bus, tail.keys).on_entries, count=OUTBOX_PER_READ)
+            for tail in tails
+        ]  # fmt: skip
+        await serve(settings, stop, bus, tails, consumers)
+
+
+async def serve(
+    settings: Settings, stop: asyncio.Event, bus: Bus, tails: list[Tail], consumers: list[Consumer]
+) -> None:
+    sockets = Sockets(bus, Tails(tails), settings, origin_pattern(settings.origins))
+    events = Events(bus, Tails(tails), settings.heartbeat_s)
+    checks = [
+        *(passing(f"the bus of {t.keys.tag}", lambda t=t: t.last_pass_s, lambda t=t: t.fault) for t in tails),
+        *(passing("the outbox", lambda c=c: c.last_pass_s, lambda c=c: c.fault) for c in consumers),
+    ]
+    http = HttpServer(build(settings, sockets, events, checks), settings.host, settings.port, websockets=True)
+    async with asyncio.TaskGroup() as tasks:
+        for loop in (*tails, *consumers):
+            tasks.create_task(loop.run())
+        await asyncio.gather(*(tail.joined.wait() for tail in tails))
+        await http.start()
+        announce_ready(settings, "notifier", http.url)
+        await stop.wait()
+        events.stopping.set()
+        sockets.drain(DRAIN_SPREAD_MS)
+        await asyncio.gather(*(loop.stop() for loop in (*tails, *consumers)))
+        await http.stop()
+
+
+def build(settings: Settings, sockets: Sockets, events: Events, checks: list[Check]) -> ASGIApp:
+    routes = [
+        WebSocketRoute("/v1/ws", sockets),
+        Route("/v1/tasks/{id}/events", events.endpoint, methods=["GET"]),
+        *probe_routes(*checks),
+    ]
+    return CORSMiddleware(
+        Starlette(routes=routes),
+        allow_origin_regex=origin_pattern(settings.origins).pattern,
+        allow_methods=["GET"],
+        allow_headers=["*"],
+    )

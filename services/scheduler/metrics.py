@@ -1,0 +1,16 @@
+"""What an operator asks the scheduler: how much waits, for how long, and for what."""
+
+from prometheus_client import Counter, Gauge
+
+SHARD = ("pool", "shard")
+
+BACKLOG = Gauge("hr_backlog_tasks", "Tasks waiting for a free slot", (*SHARD, "lane"))
+OLDEST = Gauge("hr_backlog_oldest_age_seconds", "Age of the longest waiting task", (*SHARD, "lane"))
+ARRIVALS = Gauge("hr_arrivals_entries", "Entries of `in` that are not admitted yet", SHARD)
+WORKERS = Gauge("hr_workers", "Workers with a fresh beat", SHARD)
+SLOTS = Gauge("hr_slots", "Slots announced by workers with a fresh beat", SHARD)
+BUSY = Gauge("hr_slots_busy", "Slots of those that hold a task", SHARD)
+ADMITTED = Counter("hr_admitted_total", "Tasks put into the waiting order", SHARD)
+DISPATCHED = Counter("hr_dispatched_total", "Tasks handed to workers", SHARD)
+TAKEN_BACK = Counter("hr_taken_back_total", "Tasks taken back from silent workers", (*SHARD, "stage"))
+DOOR = Counter("hr_door_entries_total", "Entries of hr:requests, by outcome: accepted, known or an error code", ("outcome",))

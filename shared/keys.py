@@ -1,0 +1,98 @@
+"""Every key, stream and group name has its one author here.
+
+All keys of a shard share the hash tag `{pool.k}`, so that each transition is one atomic script, on a cluster too.
+"""
+
+from shared.ids import Place, bucket, place_of
+from shared.lifecycle import Lane
+
+PREFIX = "hr:"
+REQUESTS = f"{PREFIX}requests"
+"""stream | the door of other systems | XADD by producers | read by the scheduler, group `front`."""
+REFUSED = f"{PREFIX}refused"
+"""stream, capped | entries of the door that name no reply stream: payload and reason | scheduler | operator."""
+SHARDS = f"{PREFIX}shards"
+"""hash | every shard that exists, with its partitions | scheduler | all."""
+
+FRONT, SCHEDULER, WORKERS, OUTBOX = "front", "scheduler", "workers", "outbox"
+"""Consumer groups, one on each kind of stream."""
+
+IDEMPOTENCY_SLOTS = 256
+"""Hash tags over which reservations are spread; any number works, more only spreads finer over a cluster."""
+
+
+class ShardKeys:
+    """The keys of one shard. Building one costs a dozen short strings: make it once per shard, not per task."""
+
+    def __init__(self, pool: str, shard: int) -> None:
+        self.pool, self.shard, self.tag = pool, shard, f"{pool}.{shard}"
+        self.base = base = f"{PREFIX}{{{self.tag}}}:"
+        self.arrivals = f"{base}in"
+        """stream | id of each new task, and wake-ups for free credits | submit, finish, beat | group `scheduler`."""
+        self.backlogs = tuple(f"{base}backlog:{lane}" for lane in Lane)
+        """zset a lane | waiting tasks by time of submission | admit, retire, reap | dispatch."""
+        self.leases = f"{base}leases"
+        """zset | running tasks by end of lease, Unix ms | start, beat, finish | reap."""
+        self.workers = f"{base}workers"
+        """hash | `<beat ms> <slots> <announcement>` of each worker | beat, retire, reap | dispatch."""
+        self.readers = f"{base}readers"
+        """zset | bus groups by end of lease, Unix ms | every reader | the scheduler, which removes groups left behind."""
+        self.outbox = f"{base}outbox"
+        """stream | tasks whose reply must leave the shard | finish | notifier, group `outbox`."""
+        self.dead = f"{base}dead"
+        """stream, capped | replies that cannot be delivered, with the reason | notifier | operator."""
+
+    def task(self, task_id: str) -> str:
+        """hash | the truth about a task; expires `results_kept_s` after its end | scripts | all."""
+        return f"{self.base}task:{task_id}"
+
+    def log(self, task_id: str) -> str:
+        """stream | replayable events and the journal; expires `log_kept_s` after its end | start, emit, finish | readers."""
+        return f"{self.base}log:{task_id}"
+
+    def bus(self, partition: int) -> str:
+        """stream | live events of the last two minutes | scripts | a group per reader."""
+        return f"{self.base}bus:{partition}"
+
+    def work(self, worker: str) -> str:
+        """stream | tasks handed to that worker, never deeper than its slots | dispatch | that worker, group `workers`."""
+        return f"{self.base}work:{worker}"
+
+    def session(self, session: str) -> str:
+        """zset | recent tasks of a session by time of submission, capped | submit | ingress, notifier."""
+        return f"{self.base}session:{session}"
+
+    def tenant(self, tenant: str) -> str:
+        """zset | recent tasks of a tenant by time of submission, capped | submit | ingress."""
+        return f"{self.base}tenant:{tenant}"
+
+
+_shards: dict[tuple[str, int], ShardKeys] = {}
+
+
+def shard_keys(pool: str, shard: int) -> ShardKeys:
+    keys = _shards.get((pool, shard))
+    if keys is None:
+        keys = _shards[pool, shard] = ShardKeys(pool, shard)
+    return keys
+
+
+def keys_of(task_id: str) -> tuple[ShardKeys, Place]:
+    """Raises: InvalidTaskId."""
+    place = place_of(task_id)
+    return shard_keys(place.pool, place.shard), place
+
+
+def reply(name: str) -> str:
+    """stream | results for another system | notifier | that system's own group."""
+    return f"{PREFIX}reply:{name}"
+
+
+def idempotency(tenant: str, key: str) -> str:
+    """string | `<fingerprint> <task id>`; expires with the result | reserve | reserve."""
+    return f"{PREFIX}{{i.{bucket(f'{tenant}:{key}', IDEMPOTENCY_SLOTS)}}}:idem:{tenant}:{key}"
+
+
+def reader_group(replica: str) -> str:
+    """The bus group of one replica: every reader sees every event of the partitions it reads."""
+    return f"reader:{replica}"

@@ -1,0 +1,139 @@
+"""How every service starts, says that it is ready, and stops."""
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
+
+import msgspec
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+
+from shared.errors import ConfigError, HeadraceError
+from shared.settings import CommonSettings, from_environment
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 20.0
+"""What a stopping service may take to finish what it has begun; less than the 30 s that orchestrators grant."""
+
+Settings = TypeVar("Settings", bound=CommonSettings)
+
+
+def main(service: str, kind: type[Settings], run: Callable[[Settings], Awaitable[None]]) -> None:
+    """Load the settings, run the service, and exit: 0 stopped as asked, 1 a fault, 2 wrong settings."""
+    try:
+        settings = from_environment(kind, service)
+    except ConfigError as error:
+        sys.exit(_complain(service, error, code=2))
+    logging.basicConfig(
+        level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s {service} %(name)s: %(message)s"
+    )
+    if settings.die_with_parent:
+        die_with_parent()
+    log.info("settings: %s", settings.describe())
+    try:
+        uvloop.run(_run(run, settings))
+    except HeadraceError as error:
+        sys.exit(_complain(service, error, code=1))
+
+
+async def _run(run: Callable[[Settings], Awaitable[None]], settings: Settings) -> None:
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # default thresholds cost 2.5x in p99 under load (docs/performance.md)
+    await run(settings)
+
+
+def _complain(service: str, error: Exception, *, code: int) -> int:
+    print(f"{service}: {error}", file=sys.stderr)
+    return code
+
+
+def stop_requested() -> asyncio.Event:
+    """An event that SIGTERM or SIGINT sets."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def die_with_parent() -> None:
+    """Have the kernel send SIGTERM when the parent ends, however it ends. Linux only; elsewhere nothing happens."""
+    if sys.platform == "linux":
+        set_death_signal, parent = 1, os.getppid()
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def announce_ready(settings: CommonSettings, service: str, url: str) -> None:
+    """Tell whoever started this process (HEADRACE_READY_FD) that requests are served at `url`."""
+    log.info("ready at %s", url)
+    if settings.ready_fd is not None:
+        with open(settings.ready_fd, "wb") as pipe:
+            pipe.write(msgspec.json.encode({"service": service, "url": url}) + b"\n")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: a service decides itself when its sockets close."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpServer:
+    """A service's HTTP port. The socket is bound at once, so that a port in use is known before anything else starts."""
+
+    def __init__(self, app: ASGIApp, host: str, port: int, *, websockets: bool = False, backlog: int = 2048) -> None:
+        """Raises: ConfigError if the address cannot be bound."""
+        self._socket = _bind(host, port)
+        bound_host, bound_port = self._socket.getsockname()[:2]
+        self.url = f"http://{bound_host}:{bound_port}"
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            ws="websockets-sansio" if websockets else "none",
+            ws_per_message_deflate=False,
+            ws_max_size=64 * 1024,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            backlog=backlog,
+            timeout_graceful_shutdown=int(DRAIN_S),
+            timeout_keep_alive=75,
+        )
+        self._server = _Server(config)
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="http")
+        while not self._server.started and not self._serving.done():
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Accept nothing more, let what is under way end within DRAIN_S."""
+        self._server.should_exit = True
+        if self._serving is not None:
+            await self._serving
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)  # bounds what a slow reader can absorb
+        bound.bind(address)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}. Choose another port, or 0.") from None
+    return bound

@@ -1,0 +1,156 @@
+"""Everything that passes between services, in the order of a task's life.
+
+All of it is JSON, so that an operator reads it with redis-cli and a program without our code. Schemas evolve by four rules:
+fields are never removed or retyped, new fields have defaults, a changed meaning is a new tag, and the golden bytes in
+tests/architecture are decoded for ever.
+
+    Task      a door -> hash field `spec` (with the body beside it) -> inference      what was asked
+    Pending   submit  -> bus                                                          a session learns of a new task
+    Started   start   -> bus                                                          an attempt runs on a worker
+    Reset     start   -> bus, log                                                     forget the partial output
+    Chunks    emit    -> bus, log                                                     a range of the engine's chunks
+    Finished  finish  -> bus, log                                                     the end, exactly once
+    Reply     outbox reader -> hr:reply:<name>                                        the result for another system
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from shared.errors import ErrorBody
+from shared.lifecycle import Lane, State
+
+
+NULL = Raw(b"null")
+"""No value, in a field that holds JSON as it came: msgspec has no optional Raw."""
+
+
+class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    pass
+
+
+class Task(Message, kw_only=True, tag="task.v1"):
+    """What was asked. Producer: the doors, by the submit script. Reader: inference, notifier, ingress."""
+
+    route: str
+    """The path of the OpenAI API that the body belongs to."""
+    model: str
+    tenant: str
+    lane: Lane = Lane.NORMAL
+    streamed: bool = False
+    """The body asks for a stream: the engine makes chunks."""
+    session: str = ""
+    user: str = ""
+    reply_to: str = ""
+    """Name of the reply stream, `hr:reply:<name>`; empty: none."""
+    task_id: str = ""
+    """The producer's own id: an idempotency key, given back in replies, never our id."""
+    template_id: str = ""
+    context: Raw = NULL
+    metadata: Raw = NULL
+    """Objects of the producer: carried with the task and given back."""
+
+
+class Pending(Message, kw_only=True, tag="pending.v1"):
+    """Bus only, and only for tasks of a session. A repeat is harmless: it says nothing that the hash does not."""
+
+    model: str
+    lane: Lane
+
+
+class Started(Message, kw_only=True, tag="started.v1"):
+    """Bus only. Written by the start script."""
+
+    attempt: int
+    worker: str
+
+
+class Reset(Message, kw_only=True, tag="reset.v1"):
+    """An attempt starts over after output of the one before was published. n counts from 1 again."""
+
+    attempt: int
+    why: str
+
+
+class Chunks(Message, kw_only=True, tag="chunks.v1"):
+    """The chunks `first`..`last` of an attempt, as the engine made them."""
+
+    attempt: int
+    first: int
+    last: int
+    chunks: list[Raw]
+
+
+class Finished(Message, kw_only=True, tag="finished.v1"):
+    """The terminal transition. `last` is the number of chunks of the attempt that ended."""
+
+    attempt: int
+    last: int
+    state: State
+    status: int
+    """HTTP status of the engine's answer, or of the refusal."""
+    streamed: bool = False
+    result: Raw = NULL
+    """The result, when it is not streamed and at most INLINE_RESULT_BYTES; else it is in the hash."""
+    error: ErrorBody | None = None
+    finish_reason: str | None = None
+    usage: Raw = NULL
+
+
+INLINE_RESULT_BYTES = 64 * 1024
+"""Larger results are read from the hash: the bus keeps two minutes of events in memory, for every reader."""
+
+Event = Pending | Started | Reset | Chunks | Finished
+
+
+class Reply(Message, kw_only=True, tag="reply.v1"):
+    """One entry of a reply stream, field `reply`. `event` is the same for every repeat: drop what you have seen."""
+
+    event: str
+    """`<task>:<epoch>`."""
+    id: str = ""
+    """Our id of the task; empty when the entry was refused before it became one."""
+    task_id: str = ""
+    status: str
+    """A terminal state."""
+    model: str = ""
+    user: str = ""
+    result: Raw = NULL
+    text: str | None = None
+    """The text of the first choice, for readers that want nothing else."""
+    error: ErrorBody | None = None
+    context: Raw = NULL
+    metadata: Raw = NULL
+    created_at_ms: int = 0
+    finished_at_ms: int = 0
+
+
+class Announcement(Message, kw_only=True, tag="worker.v1"):
+    """What a worker says of itself with each beat (hash `workers`)."""
+
+    model: str
+    engine: str
+    slots: int
+    running: int
+    waiting: int
+    kv_use: float
+
+
+_encoder = msgspec.json.Encoder()
+_events: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_tasks: msgspec.json.Decoder[Task] = msgspec.json.Decoder(Task)
+
+
+def encode(message: Any) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_event(data: bytes) -> Event:
+    """Raises: msgspec.DecodeError."""
+    return _events.decode(data)
+
+
+def decode_task(data: bytes) -> Task:
+    """Raises: msgspec.DecodeError."""
+    return _tasks.decode(data)
