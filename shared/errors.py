@@ -1,21 +1,21 @@
 """Every error of Headrace.
 
-    HeadraceError
-      RequestError            the sender's fault; carries what an OpenAI client expects to see
-        InvalidRequest        400  a field is missing, wrong or unknown
-        InvalidTaskId         404  not an id of ours
-        TaskNotFound          404  unknown, or its result has expired
-        ModelNotFound         404  no pool serves the model
-        IdempotencyConflict   409  the same key with another body
-        BodyTooLarge          413
-        BacklogFull           429  the shard accepts no more waiting tasks
-      BusError                Redis, translated at one boundary (shared/bus/connection.py)
-        BusUnavailable        no connection, or no answer in time; nothing is known of the command
-        ConnectionLost        the connection broke with the command in flight; it may have run
-        WrongKeyType          a key holds another Redis type than it must
-        CommandRefused        Redis answered with an error
-      IllegalTransition       a state that cannot follow
-      ConfigError             every fault of the configuration at once
+HeadraceError
+  RequestError            the sender's fault; carries what an OpenAI client expects to see
+    InvalidRequest        400  a field is missing, wrong or unknown
+    InvalidTaskId         404  not an id of ours
+    TaskNotFound          404  unknown, or its result has expired
+    ModelNotFound         404  no pool serves the model
+    IdempotencyConflict   409  the same key with another body
+    BodyTooLarge          413
+    BacklogFull           429  the shard accepts no more waiting tasks
+  BusError                Redis, translated at one boundary (shared/bus/connection.py)
+    BusUnavailable        no connection, or no answer in time; nothing is known of the command
+    ConnectionLost        the connection broke with the command in flight; it may have run
+    WrongKeyType          a key holds another Redis type than it must
+    CommandRefused        Redis answered with an error
+  IllegalTransition       a state that cannot follow
+  ConfigError             every fault of the configuration at once
 """
 
 from collections.abc import Sequence

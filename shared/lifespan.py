@@ -53,7 +53,7 @@ async def _run(run: Callable[[Settings], Awaitable[None]], settings: Settings) -
 
 
 def _complain(service: str, error: Exception, *, code: int) -> int:
-    print(f"{service}: {error}", file=sys.stderr)
+    sys.stderr.write(f"{service}: {error}\n")
     return code
 
 
@@ -79,7 +79,7 @@ def announce_ready(settings: CommonSettings, service: str, url: str) -> None:
     """Tell whoever started this process (HEADRACE_READY_FD) that requests are served at `url`."""
     log.info("ready at %s", url)
     if settings.ready_fd is not None:
-        with open(settings.ready_fd, "wb") as pipe:
+        with os.fdopen(settings.ready_fd, "wb") as pipe:
             pipe.write(msgspec.json.encode({"service": service, "url": url}) + b"\n")
 
 
@@ -108,6 +108,7 @@ class HttpServer:
             lifespan="off",
             log_config=None,
             access_log=False,
+            proxy_headers=False,
             backlog=backlog,
             timeout_graceful_shutdown=int(DRAIN_S),
             timeout_keep_alive=75,

@@ -21,16 +21,15 @@ from msgspec import Raw, Struct
 from shared.errors import ErrorBody
 from shared.lifecycle import Lane, State
 
-
 NULL = Raw(b"null")
 """No value, in a field that holds JSON as it came: msgspec has no optional Raw."""
 
 
-class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Message(Struct, frozen=True):
     pass
 
 
-class Task(Message, kw_only=True, tag="task.v1"):
+class Task(Message, frozen=True, kw_only=True, omit_defaults=True, tag="task.v1"):
     """What was asked. Producer: the doors, by the submit script. Reader: inference, notifier, ingress."""
 
     route: str
@@ -52,28 +51,28 @@ class Task(Message, kw_only=True, tag="task.v1"):
     """Objects of the producer: carried with the task and given back."""
 
 
-class Pending(Message, kw_only=True, tag="pending.v1"):
+class Pending(Message, frozen=True, kw_only=True, omit_defaults=True, tag="pending.v1"):
     """Bus only, and only for tasks of a session. A repeat is harmless: it says nothing that the hash does not."""
 
     model: str
     lane: Lane
 
 
-class Started(Message, kw_only=True, tag="started.v1"):
+class Started(Message, frozen=True, kw_only=True, omit_defaults=True, tag="started.v1"):
     """Bus only. Written by the start script."""
 
     attempt: int
     worker: str
 
 
-class Reset(Message, kw_only=True, tag="reset.v1"):
+class Reset(Message, frozen=True, kw_only=True, omit_defaults=True, tag="reset.v1"):
     """An attempt starts over after output of the one before was published. n counts from 1 again."""
 
     attempt: int
     why: str
 
 
-class Chunks(Message, kw_only=True, tag="chunks.v1"):
+class Chunks(Message, frozen=True, kw_only=True, omit_defaults=True, tag="chunks.v1"):
     """The chunks `first`..`last` of an attempt, as the engine made them."""
 
     attempt: int
@@ -82,7 +81,7 @@ class Chunks(Message, kw_only=True, tag="chunks.v1"):
     chunks: list[Raw]
 
 
-class Finished(Message, kw_only=True, tag="finished.v1"):
+class Finished(Message, frozen=True, kw_only=True, omit_defaults=True, tag="finished.v1"):
     """The terminal transition. `last` is the number of chunks of the attempt that ended."""
 
     attempt: int
@@ -104,7 +103,7 @@ INLINE_RESULT_BYTES = 64 * 1024
 Event = Pending | Started | Reset | Chunks | Finished
 
 
-class Reply(Message, kw_only=True, tag="reply.v1"):
+class Reply(Message, frozen=True, kw_only=True, omit_defaults=True, tag="reply.v1"):
     """One entry of a reply stream, field `reply`. `event` is the same for every repeat: drop what you have seen."""
 
     event: str
@@ -126,7 +125,7 @@ class Reply(Message, kw_only=True, tag="reply.v1"):
     finished_at_ms: int = 0
 
 
-class Announcement(Message, kw_only=True, tag="worker.v1"):
+class Announcement(Message, frozen=True, kw_only=True, omit_defaults=True, tag="worker.v1"):
     """What a worker says of itself with each beat (hash `workers`)."""
 
     model: str

@@ -1,6 +1,7 @@
 """The three addresses that every service answers for its operators: /healthz, /readyz, /metrics."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -17,16 +18,28 @@ STALE_S = 10.0
 """A read loop that made no pass for so long is not alive, whatever the process looks like: a pass takes about one second."""
 
 
-def passing(name: str, last_pass_s: Callable[[], float | None], fault: Callable[[], str | None]) -> Check:
+class Loop(Protocol):
+    """Anything that runs in passes and tells how the last one went."""
+
+    name: str
+    last_pass_s: float | None
+    fault: str | None
+
+    async def run(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+def passing(loop: Loop) -> Check:
     """A check on a read loop: it made a pass lately, and the last one had no fault."""
 
     def check() -> str | None:
-        last = last_pass_s()
-        if last is None:
-            return fault() or f"{name} has not made a pass yet"
-        if monotonic_s() - last > STALE_S:
-            return fault() or f"{name} made no pass for {monotonic_s() - last:.0f} s"
-        return fault()
+        if loop.last_pass_s is None:
+            return loop.fault or f"{loop.name} has not made a pass yet"
+        silent_s = monotonic_s() - loop.last_pass_s
+        if silent_s > STALE_S:
+            return loop.fault or f"{loop.name} made no pass for {silent_s:.0f} s"
+        return loop.fault
 
     return check
 

@@ -110,9 +110,7 @@ class Submitter:
         return batch
 
 
-async def submit(
-    bus: Bus, shard: ShardKeys, config: Config, items: Sequence[tuple[SubmitItem, Task]]
-) -> Sequence[str]:
+async def submit(bus: Bus, shard: ShardKeys, config: Config, items: Sequence[tuple[SubmitItem, Task]]) -> Sequence[str]:
     """The twin of submit.lua: one verdict per task."""
     names = [shard.arrivals, *shard.backlogs]
     limits = config.limits

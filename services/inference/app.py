@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 
 from services.inference.engine import Engine
 from services.inference.engine_echo import EchoEngine
-from services.inference.heartbeat import Heartbeat
+from services.inference.heartbeat import INTERVAL_S, Heartbeat
 from services.inference.scripts import Owner, retire
 from services.inference.settings import Settings
 from services.inference.worker import Worker
@@ -19,6 +19,7 @@ from shared.errors import ConfigError, HeadraceError
 from shared.ids import new_nonce
 from shared.keys import shard_keys
 from shared.lifespan import DRAIN_S, HttpServer, announce_ready, stop_requested
+from shared.periodic import Periodic
 from shared.probes import passing, probe_routes
 
 log = logging.getLogger(__name__)
@@ -51,27 +52,22 @@ async def run(settings: Settings) -> None:
 async def serve(
     settings: Settings, stop: asyncio.Event, bus: Bus, owner: Owner, worker: Worker, beat: Heartbeat, consumer: Consumer
 ) -> None:
-    checks = [
-        passing("the work stream", lambda: consumer.last_pass_s, lambda: consumer.fault),
-        passing("the heartbeat", lambda: beat.last_pass_s, lambda: beat.fault),
-    ]
-    http = HttpServer(Starlette(routes=probe_routes(*checks)), settings.host, settings.port)
+    beating = Periodic("the heartbeat", INTERVAL_S, beat.beat)
+    http = HttpServer(Starlette(routes=probe_routes(passing(consumer), passing(beating))), settings.host, settings.port)
     await http.start()
-    gone = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
-        beating = tasks.create_task(beat.run(gone))
-        while beat.last_pass_s is None and not stop.is_set():
+        tasks.create_task(beating.run())
+        while beating.last_pass_s is None and not stop.is_set():
             await asyncio.sleep(0.01)
         reading = tasks.create_task(consumer.run())
-        while consumer.last_pass_s is None and not stop.is_set() and consumer.fault is None:
+        while consumer.last_pass_s is None and not stop.is_set():
             await asyncio.sleep(0.01)
         announce_ready(settings, "inference", http.url)
         await first_of(stop, worker.died)
         await leave(bus, owner, worker, beat, consumer, reading)
-        gone.set()
-        await beating
-        handed_back = await retire(bus, owner, running=True)
-        log.info("stopped; %d tasks handed back", handed_back.handed_back)
+        await beating.stop()
+    handed_back = await retire(bus, owner, running=True)
+    log.info("stopped; %d tasks handed back", handed_back.handed_back)
     await http.stop()
 
 
@@ -121,8 +117,6 @@ def make_engine(pool: Pool, engine: str) -> Engine:
         case "vllm":
             from services.inference.engine_vllm import VllmEngine
 
-            return VllmEngine(
-                model=pool.model, source=pool.vllm.source, options=pool.vllm.options, slots=pool.slots
-            )
+            return VllmEngine(model=pool.model, source=pool.vllm.source, options=pool.vllm.options, slots=pool.slots)
         case _:
             raise ConfigError(f"HEADRACE_INFERENCE_ENGINE is {engine!r}; allowed: vllm, echo")

@@ -7,7 +7,7 @@ socket (twice the CPU time of a token), and transports of HTTP clients for ASGI 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from starlette.types import ASGIApp, Message, Scope
@@ -34,7 +34,7 @@ class Exchange(Generic[Piece]):
         self._asked, self._gone = False, asyncio.Event()
         self._pieces: asyncio.Queue[Piece | None] = asyncio.Queue(DEPTH)
 
-    async def read(self) -> AsyncIterator[Piece]:
+    async def read(self) -> AsyncGenerator[Piece, None]:
         """The pieces of the body; closing the iterator disconnects. Raises: what the application raised unanswered."""
         task = asyncio.create_task(self._call())
         try:

@@ -71,7 +71,8 @@ class Emitter:
 
     def _take(self) -> list[tuple[Run, Emission]]:
         """As many dirty runs as one call may carry. What arrives during the call waits for the next flush."""
-        taken, size = [], 0
+        taken: list[tuple[Run, Emission]] = []
+        size = 0
         while self._dirty and len(taken) < MAX_ITEMS and size < MAX_BYTES:
             _, run = self._dirty.popitem()
             if run.unpublished and run.emitting is None:

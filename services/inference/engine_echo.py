@@ -49,9 +49,7 @@ _encode = msgspec.json.Encoder().encode
 class EchoEngine:
     name = "echo"
 
-    def __init__(
-        self, *, model: str, tokens_per_s: float, first_token_ms: int, max_model_len: int, slots: int
-    ) -> None:
+    def __init__(self, *, model: str, tokens_per_s: float, first_token_ms: int, max_model_len: int, slots: int) -> None:
         self._model, self._max_model_len = model, max_model_len
         self._pause_s = 1 / tokens_per_s if tokens_per_s else 0.0
         self._first_s = first_token_ms / 1000
@@ -143,7 +141,9 @@ class _Reply:
         said = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
         choice = {"index": 0, **said, "logprobs": None, "finish_reason": self.reason}
         kind = "chat.completion" if self._chat else "text_completion"
-        return Answer(status=200, body=_encode({**self._head, "object": kind, "choices": [choice], "usage": self.usage}))
+        return Answer(
+            status=200, body=_encode({**self._head, "object": kind, "choices": [choice], "usage": self.usage})
+        )
 
     def chunks(self) -> list[Chunk]:
         made = [Chunk(self._frame({"role": "assistant", "content": ""}, None))] if self._chat else []

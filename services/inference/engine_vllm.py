@@ -12,7 +12,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,7 +91,7 @@ class VllmEngine:
 
     # -- one call
 
-    async def run(self, call: Call) -> AsyncIterator[Chunk | Answer]:
+    async def run(self, call: Call) -> AsyncGenerator[Chunk | Answer, None]:
         self._raise_if_dead()
         assert self._app is not None
         headers = {"x-request-id": call.task_id}
@@ -106,11 +106,10 @@ class VllmEngine:
 
     async def _warm_up(self) -> None:
         """The first request of each kind takes seconds. What it answers does not matter: a model may refuse chats."""
-        said = {"chat/completions": {"messages": [{"role": "user", "content": "Hi"}]}, "completions": {"prompt": "Hi"}}
-        for route, body in said.items():
-            body |= {"model": self._model, "max_tokens": 2, "stream": True}
-            call = Call(task_id=f"warm-up-{route[:4]}", route=f"/v1/{route}", body=msgspec.json.encode(body), priority=0)
-            async for _ in self.run(call):
+        chat, prompt = {"messages": [{"role": "user", "content": "Hi"}]}, {"prompt": "Hi"}
+        for route, asked in (("/v1/chat/completions", chat), ("/v1/completions", prompt)):
+            body = msgspec.json.encode({**asked, "model": self._model, "max_tokens": 2, "stream": True})
+            async for _ in self.run(Call(task_id="warm-up", route=route, body=body, priority=0)):
                 pass
 
     # -- boot
@@ -141,7 +140,7 @@ class VllmEngine:
         try:
             config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
         except (ValueError, OSError, RuntimeError) as error:
-            raise ConfigError(f"vLLM refuses the model or the options of this pool: {error}") from error
+            raise ConfigError(f"vLLM refuses the model or the options of this pool: {_words(error)}") from error
         # Forked processes need no second import of vLLM: 4 s instead of 17. The line above has forced spawn on a CPU;
         # with CUDA a fork is safe only while this process has not touched the GPU, which vLLM checks itself.
         if _is_cpu_build():
@@ -162,7 +161,7 @@ class _Response:
         self._whole: list[bytes] = []
         self._error = b""
 
-    async def read(self) -> AsyncIterator[Chunk | Answer]:
+    async def read(self) -> AsyncGenerator[Chunk | Answer, None]:
         async with contextlib.aclosing(self._exchange.read()) as pieces:
             async for chunks in pieces:
                 for chunk in chunks:
@@ -218,7 +217,8 @@ async def _build_app(args: argparse.Namespace, inner: Any, tasks: Any) -> ASGIAp
 
     app = build_app(args, tasks, inner.model_config)
     await init_app_state(JournallingEngine(inner), app.state, args, tasks)
-    app.state.server = SimpleNamespace(should_exit=False)  # where vLLM's handler of a dead engine asks its server to end
+    # Where vLLM's handler of a dead engine asks its server to end.
+    app.state.server = SimpleNamespace(should_exit=False)
     ready: ASGIApp = app
     return ready
 
@@ -233,3 +233,9 @@ def _is_cpu_build() -> bool:
 
 def _refuse(message: str) -> NoReturn:
     raise ConfigError(f"vLLM refuses the options of this pool: {message}")
+
+
+def _words(error: Exception) -> str:
+    """pydantic's text repeats every input; its list of faults holds just what is wrong."""
+    faults = getattr(error, "errors", None)
+    return "; ".join(fault["msg"] for fault in faults()) if callable(faults) else str(error)

@@ -1,7 +1,7 @@
 """The token ids of a call, taken down between vLLM's engine and vLLM's OpenAI application."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextvars import ContextVar
 from typing import Any
 
@@ -42,7 +42,7 @@ class JournallingEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    async def generate(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         noting = journal.get()
         async with contextlib.aclosing(self._inner.generate(*args, **kwargs)) as outputs:
             async for output in outputs:

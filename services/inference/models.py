@@ -62,7 +62,9 @@ def _weights(name: str) -> tuple[Path, str]:
         ) from None
     weights = [Path(str(package.locate_file(file))) for file in package.files or () if file.suffix == ".gguf"]
     if len(weights) != 1:
-        raise ConfigError(f"the model source is {PACKAGE}{name}: that package holds {len(weights)} .gguf files, not one.")
+        raise ConfigError(
+            f"the model source is {PACKAGE}{name}: that package holds {len(weights)} .gguf files, not one."
+        )
     return weights[0], package.version
 
 

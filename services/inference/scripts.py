@@ -80,9 +80,7 @@ class Retired(Struct, frozen=True):
     left: int
 
 
-async def beat(
-    bus: Bus, owner: Owner, slots: int, announcement: bytes, tasks: Sequence[tuple[str, int]]
-) -> list[str]:
+async def beat(bus: Bus, owner: Owner, slots: int, announcement: bytes, tasks: Sequence[tuple[str, int]]) -> list[str]:
     """Renew the announcement and the leases of `tasks` (id, epoch); answers the ids that are no longer held."""
     shard, lost = owner.shard, []
     for start in range(0, max(1, len(tasks)), MAX_ITEMS):

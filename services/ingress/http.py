@@ -41,12 +41,12 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
     announced = header(scope, b"content-length")
     if announced.isdigit() and int(announced) > limit_bytes:
         raise BodyTooLarge(limit_bytes)
-    body = b""
+    body: bytes = b""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        body += message.get("body", b"")
+        body += bytes(message.get("body", b""))
         if len(body) > limit_bytes:
             raise BodyTooLarge(limit_bytes)
         if not message.get("more_body"):

@@ -68,7 +68,9 @@ class Tasks:
         asked = request.from_json(self._config, body)
         if (key := header(scope, b"idempotency-key")) and key != asked.task.task_id:
             if asked.task.task_id:
-                raise InvalidRequest("`task_id` and the header Idempotency-Key differ; send one of them.", param="task_id")
+                raise InvalidRequest(
+                    "`task_id` and the header Idempotency-Key differ; send one of them.", param="task_id"
+                )
             task = msgspec.structs.replace(asked.task, task_id=request.check_name("task_id", key))
             asked = msgspec.structs.replace(asked, task=task)
         submitted = await self._submitter.submit(asked, self._submitter.new_id(asked))

@@ -18,7 +18,7 @@ from shared.bus.tail import Tail, Tails
 from shared.ids import new_nonce
 from shared.lifespan import HttpServer, announce_ready, stop_requested
 from shared.origins import origin_pattern
-from shared.probes import Check, passing, probe_routes
+from shared.probes import Loop, passing, probe_routes
 
 OUTBOX_PER_READ = 100
 DRAIN_SPREAD_MS = 5000
@@ -48,13 +48,10 @@ async def serve(
 ) -> None:
     sockets = Sockets(bus, Tails(tails), settings, origin_pattern(settings.origins))
     events = Events(bus, Tails(tails), settings.heartbeat_s)
-    checks = [
-        *(passing(f"the bus of {t.keys.tag}", lambda t=t: t.last_pass_s, lambda t=t: t.fault) for t in tails),
-        *(passing("the outbox", lambda c=c: c.last_pass_s, lambda c=c: c.fault) for c in consumers),
-    ]
-    http = HttpServer(build(settings, sockets, events, checks), settings.host, settings.port, websockets=True)
+    loops: list[Loop] = [*tails, *consumers]
+    http = HttpServer(build(settings, sockets, events, loops), settings.host, settings.port, websockets=True)
     async with asyncio.TaskGroup() as tasks:
-        for loop in (*tails, *consumers):
+        for loop in loops:
             tasks.create_task(loop.run())
         await asyncio.gather(*(tail.joined.wait() for tail in tails))
         await http.start()
@@ -62,15 +59,15 @@ async def serve(
         await stop.wait()
         events.stopping.set()
         sockets.drain(DRAIN_SPREAD_MS)
-        await asyncio.gather(*(loop.stop() for loop in (*tails, *consumers)))
+        await asyncio.gather(*(loop.stop() for loop in loops))
         await http.stop()
 
 
-def build(settings: Settings, sockets: Sockets, events: Events, checks: list[Check]) -> ASGIApp:
+def build(settings: Settings, sockets: Sockets, events: Events, loops: list[Loop]) -> ASGIApp:
     routes = [
         WebSocketRoute("/v1/ws", sockets),
         Route("/v1/tasks/{id}/events", events.endpoint, methods=["GET"]),
-        *probe_routes(*checks),
+        *probe_routes(*map(passing, loops)),
     ]
     return CORSMiddleware(
         Starlette(routes=routes),

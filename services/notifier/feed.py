@@ -91,7 +91,9 @@ class Feed:
                 info = {"worker": event.worker, "attempt": event.attempt}
                 self._push(Status(**self._head(), status=State.PROCESSING, info=info))
             case Pending():
-                self._push(Status(**self._head(), status=State.PENDING, info={"lane": event.lane, "model": event.model}))
+                self._push(
+                    Status(**self._head(), status=State.PENDING, info={"lane": event.lane, "model": event.model})
+                )
             case _:
                 assert_never(event)
 

@@ -39,11 +39,11 @@ class Inbound(Struct, frozen=True, tag_field="t"):
     pass
 
 
-class Hello(Inbound, tag="hello"):
+class Hello(Inbound, frozen=True, tag="hello"):
     v: int = VERSION
 
 
-class Sub(Inbound, tag="sub"):
+class Sub(Inbound, frozen=True, tag="sub"):
     id: int
     task: str = ""
     session: str = ""
@@ -53,15 +53,15 @@ class Sub(Inbound, tag="sub"):
     """`text`: merged text; `chunks`: the engine's chunks as made."""
 
 
-class Unsub(Inbound, tag="unsub"):
+class Unsub(Inbound, frozen=True, tag="unsub"):
     id: int
 
 
-class Ping(Inbound, tag="ping"):
+class Ping(Inbound, frozen=True, tag="ping"):
     ts: int | None = None
 
 
-class Pong(Inbound, tag="pong"):
+class Pong(Inbound, frozen=True, tag="pong"):
     ts: int | None = None
 
 
@@ -159,7 +159,9 @@ class Bye(Outbound, kw_only=True, tag="bye"):
     after_ms: int = 0
 
 
-_inbound: msgspec.json.Decoder[Hello | Sub | Unsub | Ping | Pong] = msgspec.json.Decoder(Hello | Sub | Unsub | Ping | Pong)
+_inbound: msgspec.json.Decoder[Hello | Sub | Unsub | Ping | Pong] = msgspec.json.Decoder(
+    Hello | Sub | Unsub | Ping | Pong
+)
 _frame = msgspec.json.Decoder(list[Raw])
 _kind = msgspec.json.Decoder(dict[str, Raw])
 _encode = msgspec.json.Encoder().encode
@@ -181,7 +183,9 @@ def decode_message(data: Raw) -> Hello | Sub | Unsub | Ping | Pong | None:
 
 def encode_frames(messages: list[Outbound]) -> list[bytes]:
     """As many frames as the limits ask for."""
-    frames, current, size = [], [], 0
+    frames: list[bytes] = []
+    current: list[bytes] = []
+    size = 0
     for message in messages:
         data = _encode(message)
         if current and (len(current) >= MAX_MESSAGES or size + len(data) > MAX_FRAME_BYTES):

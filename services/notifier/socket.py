@@ -81,9 +81,7 @@ class Sockets:
 
 
 class Socket:
-    def __init__(
-        self, bus: Bus, tails: Tails, settings: Settings, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    def __init__(self, bus: Bus, tails: Tails, settings: Settings, scope: Scope, receive: Receive, send: Send) -> None:
         self._bus, self._tails, self._settings = bus, tails, settings
         self._scope, self._receive, self._send = scope, receive, send
         self._phase = Phase.GREETING
@@ -194,7 +192,9 @@ class Socket:
 
     def _follow(self, sub: Sub) -> Followed:
         if sub.id in self._followed:
-            raise InvalidRequest(f"The subscription {sub.id} exists; choose another `id`, or `unsub` first.", param="id")
+            raise InvalidRequest(
+                f"The subscription {sub.id} exists; choose another `id`, or `unsub` first.", param="id"
+            )
         if len(self._followed) >= frames.MAX_SUBSCRIPTIONS:
             raise InvalidRequest(f"A connection has at most {frames.MAX_SUBSCRIPTIONS} subscriptions.", param="id")
         if sub.form not in frames.FORMS:

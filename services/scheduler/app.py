@@ -5,18 +5,19 @@ import asyncio
 from starlette.applications import Starlette
 
 from services.scheduler.front import Front
-from services.scheduler.housekeeping import Housekeeping
+from services.scheduler.housekeeping import INTERVAL_S, Housekeeping
 from services.scheduler.intake import Intake
 from services.scheduler.settings import Settings
 from shared import config, keys
 from shared.bus.client import Bus
-from shared.bus.consume import Consumer
+from shared.bus.consume import Consumer, Handler
 from shared.config import Config
 from shared.errors import ConfigError
 from shared.ids import new_nonce
 from shared.keys import shard_keys
 from shared.lifespan import HttpServer, announce_ready, stop_requested
-from shared.probes import passing, probe_routes
+from shared.periodic import Periodic
+from shared.probes import Loop, passing, probe_routes
 from shared.submit import Submitter
 
 ARRIVALS_PER_READ = 200
@@ -30,40 +31,35 @@ async def run(settings: Settings) -> None:
     replica = f"scheduler-{new_nonce()}"
     async with Bus(settings.redis_url, name=replica) as bus:
         shards = await register_shards(bus, deployment)
-        consumers, keepers = [], []
+        loops: list[Loop] = []
         for (pool, shard), partitions in shards.items():
             place = shard_keys(pool, shard)
             intake = Intake(bus, place)
-            consumers.append(
-                Consumer(bus, stream=place.arrivals, group=keys.SCHEDULER, name=replica,
-                         handle=intake.on_arrivals, count=ARRIVALS_PER_READ)
-            )  # fmt: skip
-            keepers.append(Housekeeping(bus, place, partitions, intake))
+            tidy = Housekeeping(bus, place, partitions, intake).tidy
+            loops += [
+                consumer(bus, replica, place.arrivals, keys.SCHEDULER, intake.on_arrivals, ARRIVALS_PER_READ),
+                Periodic(f"housekeeping of {place.tag}", INTERVAL_S, tidy),
+            ]
         front = Front(bus, deployment, Submitter(bus, deployment))
-        consumers.append(
-            Consumer(bus, stream=keys.REQUESTS, group=keys.FRONT, name=replica,
-                     handle=front.on_entries, count=DOOR_PER_READ)
-        )  # fmt: skip
-        await serve(settings, stop, consumers, keepers)
+        loops.append(consumer(bus, replica, keys.REQUESTS, keys.FRONT, front.on_entries, DOOR_PER_READ))
+        await serve(settings, stop, loops)
 
 
-async def serve(
-    settings: Settings, stop: asyncio.Event, consumers: list[Consumer], keepers: list[Housekeeping]
-) -> None:
-    loops = [*consumers, *keepers]
-    checks = [passing(type(loop).__name__.lower(), lambda l=loop: l.last_pass_s, lambda l=loop: l.fault) for loop in loops]
-    http = HttpServer(Starlette(routes=probe_routes(*checks)), settings.host, settings.port)
+def consumer(bus: Bus, replica: str, stream: str, group: str, handle: Handler, count: int) -> Consumer:
+    return Consumer(bus, stream=stream, group=group, name=replica, handle=handle, count=count)
+
+
+async def serve(settings: Settings, stop: asyncio.Event, loops: list[Loop]) -> None:
+    http = HttpServer(Starlette(routes=probe_routes(*map(passing, loops))), settings.host, settings.port)
     await http.start()
     async with asyncio.TaskGroup() as tasks:
-        for consumer in consumers:
-            tasks.create_task(consumer.run())
-        for keeper in keepers:
-            tasks.create_task(keeper.run(stop))
+        for loop in loops:
+            tasks.create_task(loop.run())
         while not stop.is_set() and any(loop.last_pass_s is None for loop in loops):
             await asyncio.sleep(0.01)
         announce_ready(settings, "scheduler", http.url)
         await stop.wait()
-        await asyncio.gather(*(consumer.stop() for consumer in consumers))
+        await asyncio.gather(*(loop.stop() for loop in loops))
     await http.stop()
 
 

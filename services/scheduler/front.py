@@ -93,7 +93,18 @@ class Front:
         return True
 
     async def _bury(self, entry: Entry, reason: str) -> None:
-        command: list[Arg] = ["XADD", keys.REFUSED, "MAXLEN", "~", REFUSED_KEPT, "*", "reason", reason, "entry", entry.id]
+        command: list[Arg] = [
+            "XADD",
+            keys.REFUSED,
+            "MAXLEN",
+            "~",
+            REFUSED_KEPT,
+            "*",
+            "reason",
+            reason,
+            "entry",
+            entry.id,
+        ]
         for field, value in entry.fields.items():
             command += (b"said." + field, value)
         await self._bus.commands.call(*command)

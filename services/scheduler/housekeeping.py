@@ -7,8 +7,7 @@ from services.scheduler import metrics
 from services.scheduler.intake import Intake
 from services.scheduler.scripts import reap
 from shared.bus.client import Bus
-from shared.clock import monotonic_s
-from shared.errors import BusError, CommandRefused
+from shared.errors import CommandRefused
 from shared.keys import ShardKeys
 from shared.lifecycle import LEASE_MS, Lane
 
@@ -23,23 +22,9 @@ class Housekeeping:
         self._bus, self._shard, self._intake = bus, shard, intake
         self._buses = [shard.bus(partition) for partition in range(partitions)]
         self._labels = (shard.pool, str(shard.shard))
-        self.last_pass_s: float | None = None
-        self.fault: str | None = None
 
-    async def run(self, stop: asyncio.Event) -> None:
-        while not stop.is_set():
-            try:
-                await self._pass()
-                self.last_pass_s, self.fault = monotonic_s(), None
-            except BusError as error:
-                self.fault = f"housekeeping of {self._shard.tag}: {error}"
-                log.warning("%s", self.fault)
-            try:
-                await asyncio.wait_for(stop.wait(), INTERVAL_S)
-            except TimeoutError:
-                continue
-
-    async def _pass(self) -> None:
+    async def tidy(self) -> None:
+        """One pass. Raises: BusError."""
         reaped = await reap(self._bus, self._shard)
         for stage, count in (("running", reaped.running), ("unstarted", reaped.unstarted)):
             metrics.TAKEN_BACK.labels(*self._labels, stage).inc(count)

@@ -13,4 +13,6 @@ BUSY = Gauge("hr_slots_busy", "Slots of those that hold a task", SHARD)
 ADMITTED = Counter("hr_admitted_total", "Tasks put into the waiting order", SHARD)
 DISPATCHED = Counter("hr_dispatched_total", "Tasks handed to workers", SHARD)
 TAKEN_BACK = Counter("hr_taken_back_total", "Tasks taken back from silent workers", (*SHARD, "stage"))
-DOOR = Counter("hr_door_entries_total", "Entries of hr:requests, by outcome: accepted, known or an error code", ("outcome",))
+DOOR = Counter(
+    "hr_door_entries_total", "Entries of hr:requests, by outcome: accepted, known or an error code", ("outcome",)
+)

@@ -19,7 +19,10 @@ class Batcher(Generic[Item, Verdict]):
     """`run` gets up to MAX_ITEMS items and MAX_BYTES at a time, and answers one verdict per item, in order."""
 
     def __init__(
-        self, run: Callable[[Sequence[Item]], Awaitable[Sequence[Verdict]]], *, size: Callable[[Item], int] | None = None
+        self,
+        run: Callable[[Sequence[Item]], Awaitable[Sequence[Verdict]]],
+        *,
+        size: Callable[[Item], int] | None = None,
     ) -> None:
         """`size` tells the bytes of an item; without it items are small and only their number counts."""
         self._run, self._size = run, size
@@ -60,7 +63,7 @@ class Batcher(Generic[Item, Verdict]):
     async def _send(self, batch: list[tuple[Item, asyncio.Future[Verdict]]]) -> None:
         try:
             verdicts = await self._run([item for item, _ in batch])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - handed to the callers, whose error it is
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)

@@ -55,8 +55,9 @@ class Consumer:
         self, bus: Bus, *, stream: str, group: str, name: str, handle: Handler, count: int, shared: bool = True
     ) -> None:
         """`shared`: other consumers of the group may have died with entries, which are then claimed."""
-        self._bus, self._handle = bus, handle
-        self._stream, self._group, self._name, self._count, self._shared = stream, group, name, count, shared
+        self.name = stream
+        self._bus, self._handle, self._count, self._shared = bus, handle, count, shared
+        self._stream, self._group, self._name = stream, group, name
         self._read = bus.reader(f"{group}-read")
         self._done: list[bytes] = []
         self._cursor = b"0-0"
@@ -81,7 +82,7 @@ class Consumer:
                 if self._shared and monotonic_s() >= self._reclaim_at_s:
                     await self._take(await self._reclaim())
                 self.last_pass_s, self.fault = monotonic_s(), None
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a handler's bug must not end the loop
                 joined = False
                 await self._wait_out(error)
         await self._leave()
@@ -169,4 +170,6 @@ def _parse(reply: Reply) -> list[Entry]:
 
 def _entries(pairs: Reply) -> list[Entry]:
     """Deleted entries come with no fields; they are passed on empty, so that the handler acknowledges them."""
-    return [Entry(id, dict(zip(fields[::2], fields[1::2])) if fields else {}) for id, fields in pairs if id]
+    return [
+        Entry(id, dict(zip(fields[::2], fields[1::2], strict=True)) if fields else {}) for id, fields in pairs if id
+    ]

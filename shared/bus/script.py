@@ -3,6 +3,7 @@
 import hashlib
 import importlib.resources
 from collections.abc import Sequence
+from typing import ClassVar
 
 from shared.bus.connection import Arg
 
@@ -14,12 +15,12 @@ MAX_BYTES = 1024 * 1024
 class Script:
     """Source and digest of a script. All scripts of a process are registered by being made."""
 
-    registry: dict[str, "Script"] = {}
+    registry: ClassVar[dict[str, "Script"]] = {}
 
     def __init__(self, package: str, name: str) -> None:
         self.name = name
         self.source = importlib.resources.files(package).joinpath("lua", f"{name}.lua").read_text()
-        self.sha = hashlib.sha1(self.source.encode()).hexdigest()
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
         Script.registry[self.sha] = self
 
     def command(self, keys: Sequence[str], args: Sequence[Arg]) -> list[Arg]:

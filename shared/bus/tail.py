@@ -49,6 +49,7 @@ class Tail:
         self._bus, self._replica = bus, replica
         self.keys: ShardKeys = shard_keys(pool, shard)
         self._group = reader_group(replica)
+        self.name = f"{self.keys.base}bus"
         self._streams = [self.keys.bus(partition) for partition in range(partitions)]
         self._processed: dict[str, bytes] = {}
         self._read = bus.reader("tail")
@@ -83,9 +84,9 @@ class Tail:
                     joined = True
                 self._dispatch(await self._next())
                 self.last_pass_s, self.fault = monotonic_s(), None
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a listener's bug must not end the loop
                 joined = False
-                self.fault = f"{self.keys.base}bus: {error}"
+                self.fault = f"{self.name}: {error}"
                 (log.warning if isinstance(error, BusError) else log.exception)("cannot read the bus: %s", error)
                 await asyncio.sleep(random.uniform(0.05, 0.5))
         await self._leave()

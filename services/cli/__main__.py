@@ -1,0 +1,57 @@
+"""The command line's entry: reads the arguments, runs one command, turns its end into an exit code."""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+from services.cli.arguments import make_parser
+from services.cli.failure import FAULT, INTERRUPTED, Failure
+from shared.errors import HeadraceError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    try:
+        code = run(make_parser().parse_args(argv))
+    except HeadraceError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        code = error.code if isinstance(error, Failure) else FAULT
+    except ModuleNotFoundError as error:
+        print(f"headrace: the package {error.name} is missing: pip install 'headrace[cli,notifier]'", file=sys.stderr)
+        code = FAULT
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAULT
+    sys.exit(code)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Each command imports only what it needs: `up` must be quick."""
+    match arguments.command:
+        case "up":
+            from services.cli.up import command
+
+            return command.run(arguments)
+        case "ask":
+            from services.cli import ask
+
+            return asyncio.run(ask.run(arguments))
+        case "submit":
+            from services.cli import submit
+
+            return asyncio.run(submit.run(arguments))
+        case "watch":
+            from services.cli import watch
+
+            return asyncio.run(watch.run(arguments))
+        case _:
+            from services.cli import tasks
+
+            return asyncio.run(tasks.run(arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What each command takes, and its help."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+MAX_TOKENS = 256
+"""Of an answer, unless told otherwise: a small model does not always find an end."""
+IN_FLIGHT = 64
+"""Enough to keep a worker's batch full, few enough to leave room for others."""
+
+EXIT_CODES = """
+exit codes:
+  0    done
+  1    a fault; the message says what to do
+  2    wrong arguments or settings
+  3    a task failed or was refused
+  130  interrupted
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headrace",
+        description="Durable, fair and resumable tasks for vLLM.",
+        epilog=f"`headrace COMMAND --help` shows examples.\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_up, _add_ask, _add_submit, _add_watch, _add_tasks):
+        add(commands)
+    return parser
+
+
+def _command(commands: "Commands", name: str, summary: str, about: str, *examples: str) -> argparse.ArgumentParser:
+    shown = "\n".join(f"  {example}" for example in examples)
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}. {about}",
+        epilog=f"examples:\n{shown}\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_up(commands: "Commands") -> None:
+    about = "Uses the Redis that REDIS_URL names, or starts one of its own.\nCtrl-C stops everything, in order."
+    examples = (
+        "headrace up",
+        'headrace up --engine echo --once "Hello"',
+        "headrace up --replicas ingress=2,inference=2 --port 0 --ws-port 0 --json",
+    )
+    up = _command(commands, "up", "start everything on this machine", about, *examples)
+    up.add_argument("--engine", choices=("vllm", "echo"), help="instead of the engines that the configuration names")
+    up.add_argument("--replicas", default="", metavar="LIST", help="such as ingress=2,scheduler=2,inference=2,notifier=2; inference counts for every shard of every pool (1 each)")  # fmt: skip
+    up.add_argument("--once", metavar="QUESTION", help="ask, print the answer, stop")
+    up.add_argument("--json", action="store_true", help="when all is ready, one line of JSON on stdout: http, ws, redis")
+    up.add_argument("--config", metavar="FILE", help="headrace.toml to use (HEADRACE_CONFIG, else ./headrace.toml)")
+    up.add_argument("--port", type=_port, metavar="N", help="of the HTTP door (HEADRACE_INGRESS_PORT, else 8080); 0: a free one")
+    up.add_argument("--ws-port", type=_port, metavar="N", help="of the WebSocket (HEADRACE_NOTIFIER_PORT, else 8081); 0: a free one")
+    up.add_argument("--data-dir", type=Path, metavar="FOLDER", help="keeps Redis' data and the logs (default: headrace in XDG_STATE_HOME, else ~/.local/state)")  # fmt: skip
+
+
+def _add_ask(commands: "Commands") -> None:
+    about = "The answer is printed as it comes."
+    ask = _command(commands, "ask", "ask a question", about, 'headrace ask "Why is the sky blue?"', "headrace ask --json Hello")
+    ask.add_argument("question")
+    ask.add_argument("--model", help="default: the first that is served")
+    ask.add_argument("--max-tokens", type=_count, default=MAX_TOKENS, metavar="N", help=f"of the answer ({MAX_TOKENS})")
+    _add_doors(ask, json="the whole answer as one line of JSON")
+
+
+def _add_submit(commands: "Commands") -> None:
+    about = (
+        "Waits for the results.\nA task is JSON: an envelope or the shorthand of POST /v1/tasks, or a body of the OpenAI API."
+    )
+    examples = (
+        'headrace submit "Name three rivers."',
+        """headrace submit --body '{"input_text": "Name three rivers.", "priority": "low"}'""",
+        "headrace submit --file tasks.jsonl -o results.jsonl --in-flight 128",
+    )
+    submit = _command(commands, "submit", "submit one task, or a file of tasks", about, *examples)
+    what = submit.add_mutually_exclusive_group(required=True)
+    what.add_argument("text", nargs="?", help="of one task")
+    what.add_argument("--body", metavar="JSON", help="one task")
+    what.add_argument("--file", metavar="FILE", help="one task a line; - is standard input")
+    submit.add_argument("-o", "--output", type=Path, metavar="FILE", help="results, one a line as they come (default: standard output)")  # fmt: skip
+    submit.add_argument("--in-flight", type=_count, default=IN_FLIGHT, metavar="N", help=f"tasks under way at once ({IN_FLIGHT})")
+    submit.add_argument("--session", default="", help="that may watch the tasks, where a task names none")
+    submit.add_argument("--no-wait", action="store_true", help="print the ids, do not wait for results")
+    _add_doors(submit, json="one line of JSON per task, as GET /v1/tasks/ID answers")
+
+
+def _add_watch(commands: "Commands") -> None:
+    about = "Prints text as it comes, from its start; survives lost connections."
+    watch = _command(
+        commands, "watch", "follow tasks, or all of a session", about,
+        "headrace watch smol.0.0.0.06dfm2k8q0v3z7h1c5x9w4t6ny", "headrace watch --session ann --json",
+    )  # fmt: skip
+    watch.add_argument("tasks", nargs="*", metavar="ID")
+    watch.add_argument("--session", default="", help="all its tasks, also those to come, until interrupted")
+    _add_doors(watch, json="the messages of the protocol headrace.v1, one a line")
+
+
+def _add_tasks(commands: "Commands") -> None:
+    about = "With an ID shows that one."
+    examples = ("headrace tasks", "headrace tasks --session ann --limit 100 --json", "headrace tasks ID")
+    tasks = _command(commands, "tasks", "list the newest tasks", about, *examples)
+    tasks.add_argument("id", nargs="?", metavar="ID")
+    tasks.add_argument("--session", default="", help="only its tasks")
+    tasks.add_argument("--limit", type=_count, default=20, metavar="N", help="at most 100 (20)")
+    _add_doors(tasks, json="one line of JSON per task")
+
+
+def _add_doors(parser: argparse.ArgumentParser, *, json: str) -> None:
+    url = os.environ.get("HEADRACE_URL") or "http://127.0.0.1:8080"  # noqa: TID251  no service: its one variable
+    parser.add_argument("--url", default=url, help="of the HTTP door (HEADRACE_URL, else http://127.0.0.1:8080)")
+    parser.add_argument("--ws-url", metavar="URL", help="of the WebSocket (default: as the HTTP door tells)")
+    parser.add_argument("--json", action="store_true", help=json)
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: 0 (a free one) to 65535")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
+    return int(text)

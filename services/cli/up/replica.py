@@ -1,0 +1,69 @@
+"""A program kept running: started again when it dies, given up when it keeps dying."""
+
+import asyncio
+
+from services.cli.failure import Failure
+from services.cli.up.process import Process, Program
+from services.cli.up.screen import Screen
+from shared.clock import monotonic_s
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+QUICK_S = 60.0
+"""A death after a longer life counts as the first."""
+QUICK_DEATHS = 5
+"""In a row: starting it a sixth time would not help."""
+
+
+class Replica:
+    def __init__(self, program: Program, screen: Screen) -> None:
+        self.program = program
+        self.url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Set when it is ready for the first time."""
+        self._screen = screen
+        self._process: Process | None = None
+        self._keeping: asyncio.Task[None] | None = None
+
+    def start(self) -> "asyncio.Task[None]":
+        """The task runs until `stop`; it raises Failure if the program cannot be kept running."""
+        self.program.log.unlink(missing_ok=True)
+        self._keeping = asyncio.create_task(self._keep(), name=self.program.name)
+        return self._keeping
+
+    async def stop(self, grace_s: float) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping])
+        if self._process is not None:
+            await self._process.stop(grace_s)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    async def _keep(self) -> None:
+        deaths = 0
+        while True:
+            self._process = self._spawn()
+            url = await self._process.ready()
+            if url is not None and not self.url.done():
+                self.url.set_result(url)
+            how = await self._process.ended()
+            deaths = deaths + 1 if monotonic_s() - self._process.started_at_s < QUICK_S else 1
+            if not self.url.done():
+                raise self._broken(f"{self.program.name} did not start ({how})")
+            if deaths >= QUICK_DEATHS:
+                raise self._broken(f"{self.program.name} ended {deaths} times in a row ({how})")
+            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (deaths - 1))
+            self._screen.say(f"{self.program.name} ended ({how}); starting it again in {pause_s:g} s")
+            await asyncio.sleep(pause_s)
+
+    def _spawn(self) -> Process:
+        try:
+            return Process(self.program)
+        except OSError as error:
+            raise Failure(f"{self.program.argv[0]} cannot be started: {error.strerror}") from None
+
+    def _broken(self, what: str) -> Failure:
+        last = self._process.last_lines() if self._process is not None else ""
+        remedy = f"The lines above are the end of {self.program.log}; mend what they tell, then start again."
+        return Failure(f"{what}:\n{last}\n{remedy}")

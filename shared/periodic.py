@@ -1,0 +1,37 @@
+"""Work that must be done again and again, whatever Redis does meanwhile."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from shared.clock import monotonic_s
+from shared.errors import BusError
+
+log = logging.getLogger(__name__)
+
+
+class Periodic:
+    """Calls `work` at once and then every `interval_s`, until `stop`. Redis errors are waited out."""
+
+    def __init__(self, name: str, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        self.name = name
+        self._interval_s, self._work = interval_s, work
+        self._stopping = asyncio.Event()
+        self.last_pass_s: float | None = None
+        self.fault: str | None = None
+
+    async def run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                await self._work()
+                self.last_pass_s, self.fault = monotonic_s(), None
+            except BusError as error:
+                self.fault = f"{self.name}: {error}"
+                log.warning("%s", self.fault)
+            try:
+                await asyncio.wait_for(self._stopping.wait(), self._interval_s)
+            except TimeoutError:
+                continue
+
+    async def stop(self) -> None:
+        self._stopping.set()

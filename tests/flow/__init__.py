@@ -1,0 +1,1 @@
+"""Read first: what users see, through the public doors of a whole deployment."""

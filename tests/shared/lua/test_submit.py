@@ -1,0 +1,126 @@
+"""submit.lua: a task is made once, with its arrival, its indexes and its news."""
+
+import asyncio
+
+import pytest
+
+from shared.bus.client import Bus
+from shared.errors import CommandRefused
+from shared.lifecycle import Lane
+from shared.submit import INDEX_LENGTH, submit
+from tests.support import tasks
+from tests.support.redis import assert_refused_whole, snapshot, spoil
+from tests.support.tasks import CONFIG, SHARD
+
+
+async def test_new_task_is_pending_and_in_the_arrivals(bus: Bus) -> None:
+    made = tasks.item(lane=Lane.BATCH, session="s1", reply_to="orders")
+    assert await submit(bus, SHARD, CONFIG, [made]) == ["new"]
+    hash = await tasks.fields(bus, made[0].id)
+    assert hash.pop("created_at_ms").isdigit()
+    assert hash == {
+        "state": "pending", "lane": "batch", "session": "s1", "reply_to": "orders", "epoch": "0",
+        "spec": made[0].spec.decode(), "body": made[0].body.decode(),
+    }  # fmt: skip
+    assert [fields for _, fields in await tasks.entries(bus, SHARD.arrivals)] == [{b"t": made[0].id.encode()}]
+
+
+async def test_repeat_answers_the_state_and_writes_nothing(bus: Bus) -> None:
+    made = tasks.item(session="s1")
+    await submit(bus, SHARD, CONFIG, [made])
+    before = await snapshot(bus)
+    assert await submit(bus, SHARD, CONFIG, [made]) == ["pending"]
+    assert await snapshot(bus) == before
+
+
+async def test_repeat_after_the_end_answers_the_terminal_state(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.ended(bus, owner)
+    assert await submit(bus, SHARD, CONFIG, [tasks.item(hand.id)]) == ["completed"]
+    assert (await tasks.fields(bus, hand.id))["state"] == "completed"
+
+
+async def test_same_id_twice_in_one_call_makes_one_task(bus: Bus) -> None:
+    made = tasks.item()
+    assert await submit(bus, SHARD, CONFIG, [made, made]) == ["new", "pending"]
+    assert len(await tasks.entries(bus, SHARD.arrivals)) == 1
+
+
+async def test_rivals_with_one_id_make_one_task_and_the_first_body_stays(bus: Bus) -> None:
+    id = tasks.new_id()
+    first, second = tasks.item(id, body=b"1"), tasks.item(id, body=b"2")
+    verdicts = await asyncio.gather(submit(bus, SHARD, CONFIG, [first]), submit(bus, SHARD, CONFIG, [second]))
+    assert verdicts == [["new"], ["pending"]]
+    assert (await tasks.fields(bus, id))["body"] == "1"
+
+
+async def test_backlog_limit_counts_arrivals_and_all_lanes(bus: Bus) -> None:
+    for lane in Lane:
+        await tasks.admitted(bus, lane=lane)
+    await tasks.submitted(bus)
+    limited = tasks.config(backlog=6)
+    items = [tasks.item() for _ in range(4)]
+    assert await submit(bus, SHARD, limited, items) == ["new", "new", "full", "full"]
+    assert await tasks.fields(bus, items[2][0].id) == {}
+
+
+async def test_repeat_of_an_accepted_task_is_not_refused_when_full(bus: Bus) -> None:
+    limited = tasks.config(backlog=1)
+    made = tasks.item()
+    assert await submit(bus, SHARD, limited, [made]) == ["new"]
+    assert await submit(bus, SHARD, limited, [made, tasks.item()]) == ["pending", "full"]
+
+
+async def test_indexes_are_written_capped_and_expire(bus: Bus) -> None:
+    id = await tasks.submitted(bus, session="s1")
+    for index in (SHARD.tenant("default"), SHARD.session("s1")):
+        assert await bus.commands.call("ZRANGE", index, 0, -1) == [id.encode()]
+        assert 0 < await tasks.ttl_ms(bus, index) <= CONFIG.limits.results_kept_s * 1000
+    old: list[str | int] = []
+    for score in range(INDEX_LENGTH):
+        old += (score, f"old{score}")
+    await bus.commands.call("ZADD", SHARD.session("s1"), *old)
+    newest = await tasks.submitted(bus, session="s1")
+    assert await bus.commands.call("ZCARD", SHARD.session("s1")) == INDEX_LENGTH
+    assert await bus.commands.call("ZRANGE", SHARD.session("s1"), -2, -1) == sorted([id.encode(), newest.encode()])
+
+
+async def test_only_a_task_of_a_session_is_announced_on_the_bus(bus: Bus) -> None:
+    await tasks.submitted(bus)
+    assert await tasks.entries(bus, SHARD.bus(0)) == []
+    id = await tasks.submitted(bus, session="s1")
+    ((_, fields),) = await tasks.entries(bus, SHARD.bus(0))
+    assert fields == {b"t": id.encode(), b"s": b"s1", b"e": b'{"type":"pending.v1","model":"echo-1","lane":"normal"}'}
+
+
+@pytest.mark.keeps_keys
+@pytest.mark.parametrize(
+    "key",
+    [SHARD.arrivals, *SHARD.backlogs, SHARD.tenant("default"), SHARD.session("s1"), SHARD.bus(0)],
+)
+async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str) -> None:
+    made = tasks.item(session="s1")
+    await assert_refused_whole(bus, key, lambda: submit(bus, SHARD, CONFIG, [made]))
+
+
+@pytest.mark.keeps_keys
+async def test_one_spoiled_task_does_not_disturb_its_neighbours(bus: Bus) -> None:
+    items = [tasks.item() for _ in range(3)]
+    key = SHARD.task(items[1][0].id)
+    await spoil(bus, key)
+    assert await submit(bus, SHARD, CONFIG, items) == ["new", f"wrongtype {key}", "new"]
+
+
+async def test_full_memory_refuses_submit_but_lets_what_is_there_end(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.handed(bus, owner)
+    await bus.commands.call("CONFIG", "SET", "maxmemory", 1)
+    try:
+        with pytest.raises(CommandRefused, match="^OOM"):
+            await submit(bus, SHARD, CONFIG, [tasks.item()])
+        (started,) = await tasks.start(bus, owner, [hand])
+        assert not isinstance(started, str)
+        assert await tasks.emit_one(bus, owner, tasks.emission(hand, 1, 2)) == "ok"
+        assert await tasks.finish_one(bus, owner, tasks.ending(hand, 3, 2)) == "ok"
+    finally:
+        await bus.commands.call("CONFIG", "SET", "maxmemory", 0)

@@ -1,0 +1,116 @@
+"""A whole deployment for tests and benchmarks: `headrace up` in a folder of its own, on free ports."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+
+class Deployment(Struct):
+    http: str
+    ws: str
+    redis: str
+    replicas: dict[str, list[str]]
+    """Base URLs of every process, by service; those of the notifier for WebSockets, as `ws` is."""
+    supervisor: int
+    folder: Path
+
+    def processes(self) -> dict[str, list[int]]:
+        """Process ids by service (`redis` included), as they are now."""
+        found: dict[str, list[int]] = {}
+        for pid in children(self.supervisor):
+            words = command_line(pid)
+            name = next((word[9:] for word in words if word.startswith("services.")), "")
+            if "redis-server" in words[0] or "valkey-server" in words[0]:
+                name = "redis"
+            if name:
+                found.setdefault(name, []).append(pid)
+        return found
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def descendants(pid: int) -> list[int]:
+    below = children(pid)
+    return below + [deeper for child in below for deeper in descendants(child)]
+
+
+def command_line(pid: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        return [word.decode(errors="replace") for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    return [""]
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z"
+    return False
+
+
+@contextlib.contextmanager
+def deployment(
+    folder: Path, *options: str, config: str = "", redis_url: str = "", timeout_s: float = 120
+) -> Iterator[Deployment]:
+    """Raises: AssertionError with the supervisor's own words, if it does not get ready."""
+    file = folder / "headrace.toml"
+    file.write_text(config)
+    command = [
+        sys.executable,
+        "-m",
+        "services.cli",
+        "up",
+        "--json",
+        "--config",
+        str(file),
+        "--data-dir",
+        str(folder / "data"),
+    ]
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("HEADRACE_", "REDIS_"))}  # noqa: TID251
+    keep |= {"HEADRACE_INGRESS_PORT": "0", "HEADRACE_NOTIFIER_PORT": "0", "XDG_STATE_HOME": str(folder / "state")}
+    if redis_url:
+        keep["REDIS_URL"] = redis_url
+    with (folder / "up.log").open("w") as log:
+        process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=log, env=keep, text=True)
+    try:
+        line = first_line(process, timeout_s)
+        assert line, f"headrace up did not get ready:\n{(folder / 'up.log').read_text()[-4000:]}"
+        yield Deployment(**json.loads(line), supervisor=process.pid, folder=folder)
+    finally:
+        stop(process)
+
+
+def first_line(process: subprocess.Popen[str], timeout_s: float) -> str:
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], timeout_s)
+    return process.stdout.readline() if ready else ""
+
+
+def stop(process: subprocess.Popen[str], timeout_s: float = 60) -> None:
+    below: Sequence[int] = descendants(process.pid) if process.poll() is None else []
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+    for pid in below:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,33 @@
+"""The only place where tests poll: a condition, its name, and a limit."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
+
+from shared.clock import monotonic_s
+
+TICK_S = 0.002
+TIMEOUT_S = 10.0
+"""A machine under load still makes it; a test that reaches it has failed."""
+
+Predicate = Callable[[], object]
+
+
+async def wait_until(predicate: Callable[[], object | Awaitable[object]], description: str, timeout_s: float = TIMEOUT_S) -> None:
+    """Return once `predicate` (which may be async) is true. Raises: AssertionError, naming `description`."""
+    give_up_at_s = monotonic_s() + timeout_s
+    while True:
+        value = predicate()
+        if await value if isawaitable(value) else value:
+            return
+        assert monotonic_s() < give_up_at_s, f"not within {timeout_s:g} s: {description}"
+        await asyncio.sleep(TICK_S)
+
+
+def wait_blocking(predicate: Predicate, description: str, timeout_s: float = TIMEOUT_S) -> None:
+    """The same, outside an event loop."""
+    give_up_at_s = monotonic_s() + timeout_s
+    while not predicate():
+        assert monotonic_s() < give_up_at_s, f"not within {timeout_s:g} s: {description}"
+        time.sleep(TICK_S)
