@@ -36,10 +36,18 @@ LIGHT_HINT = "or take the echo engine alone: make up ENGINE=echo (deploy/setup.p
 NEEDED_GB = {"gpu": 18, "cpu": 4, "light": 1}
 
 REMEDIES = [
+    (
+        r"requirement torch==|distribution found for torch==|depends on torch==",
+        "pip finds no CPU-only build of PyTorch: put the index that PyTorch's site names for it into PIP_EXTRA_INDEX_URL.",
+    ),
     (r"No space left on device|Disk quota exceeded", "The disk is full: free some space."),
     (
         r"name resolution|NewConnection|ConnectTimeout|Network is unreachable|ProxyError|Read timed out|Connection reset",
         "No package registry could be reached: check the network, or pip's own configuration (proxy, index).",
+    ),
+    (
+        r"from versions: none",
+        "No package registry could be reached, or it has no build for this machine: check the network and pip's index.",
     ),
     (
         r"CERTIFICATE_VERIFY_FAILED",
@@ -195,11 +203,6 @@ def choose_python(extras: set[str]) -> str:
 def constraints(extras: set[str]) -> list[str]:
     """Arguments of pip that hold the versions, with the stand-ins that they ask for."""
     text = "".join(file.read_text() for extra, file in CONSTRAINTS.items() if extra in extras)
-    if "cpu" in extras and not offers_cpu_torch():
-        # The CUDA build asks for the real triton by exact version, so its stand-in must go.
-        text = re.sub(r"(?m)^triton==.*\n", "", text)
-        print("pip finds no CPU-only build of PyTorch, so the CUDA build comes, about 5 GB more.", flush=True)
-        print("To avoid it, stop here and point pip at PyTorch's CPU wheels.", flush=True)
     folder = CACHE / "stand-ins"
     folder.mkdir(parents=True, exist_ok=True)
     for name, version in re.findall(r"(?m)^([a-z-]+)==(\S+\+stub)$", text):
@@ -207,13 +210,6 @@ def constraints(extras: set[str]) -> list[str]:
     chosen = folder / "constraints.txt"
     chosen.write_text(text)
     return ["--find-links", str(folder), "--constraint", str(chosen)]
-
-
-def offers_cpu_torch() -> bool:
-    torch = re.search(r"(?m)^torch==\S+$", CONSTRAINTS["cpu"].read_text())
-    assert torch is not None
-    question = ["install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", f"{torch[0]}+cpu"]
-    return subprocess.run([*PIP, *question], capture_output=True, check=False).returncode == 0
 
 
 def write_stand_in(folder: Path, name: str, version: str) -> None:

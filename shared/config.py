@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -112,7 +113,7 @@ def _pool(name: str, table: Any, faults: list[str]) -> Pool | None:
     engines: dict[str, Any] = {}
     for engine, kind in (("vllm", VllmOptions), ("echo", EchoOptions)):
         given = _table(table, engine, faults, f"pools.{name}.")
-        engines[engine] = read_fields(kind, given, lambda f, e=engine: f"pools.{name}.{e}.{f}", faults)
+        engines[engine] = read_fields(kind, given, partial("pools.{}.{}.{}".format, name, engine), faults)
     rest = {key: value for key, value in table.items() if key not in engines}
     values = read_fields(Pool, rest, lambda field: f"pools.{name}.{field}", faults)
     if len(faults) > before:

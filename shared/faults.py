@@ -24,9 +24,9 @@ def read_fields(
             values[field] = msgspec.convert(value, hints[field], strict=strict)
         except msgspec.ValidationError as error:
             faults.append(f"{name_of(field)} is {value!r}: {_allowed(hints[field]) or error}")
-    for field in msgspec.structs.fields(kind):
-        if field.required and field.name not in data:
-            faults.append(f"{name_of(field.name)} is missing")
+    for known in msgspec.structs.fields(kind):
+        if known.required and known.name not in data:
+            faults.append(f"{name_of(known.name)} is missing")
     return values
 
 

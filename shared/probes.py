@@ -30,14 +30,14 @@ class Loop(Protocol):
     async def stop(self) -> None: ...
 
 
-def passing(loop: Loop) -> Check:
+def passing(loop: Loop, *, stale_s: float = STALE_S) -> Check:
     """A check on a read loop: it made a pass lately, and the last one had no fault."""
 
     def check() -> str | None:
         if loop.last_pass_s is None:
             return loop.fault or f"{loop.name} has not made a pass yet"
         silent_s = monotonic_s() - loop.last_pass_s
-        if silent_s > STALE_S:
+        if silent_s > stale_s:
             return loop.fault or f"{loop.name} made no pass for {silent_s:.0f} s"
         return loop.fault
 

@@ -32,25 +32,25 @@ def run(arguments: argparse.Namespace) -> int:
     """Each command imports only what it needs: `up` must be quick."""
     match arguments.command:
         case "up":
-            from services.cli.up import command
+            from services.cli.up.command import run as up
 
-            return command.run(arguments)
+            return up(arguments)
         case "ask":
-            from services.cli import ask
+            from services.cli.ask import run as ask
 
-            return asyncio.run(ask.run(arguments))
+            return asyncio.run(ask(arguments))
         case "submit":
-            from services.cli import submit
+            from services.cli.submit import run as submit
 
-            return asyncio.run(submit.run(arguments))
+            return asyncio.run(submit(arguments))
         case "watch":
-            from services.cli import watch
+            from services.cli.watch import run as watch
 
-            return asyncio.run(watch.run(arguments))
+            return asyncio.run(watch(arguments))
         case _:
-            from services.cli import tasks
+            from services.cli.tasks import run as tasks
 
-            return asyncio.run(tasks.run(arguments))
+            return asyncio.run(tasks(arguments))
 
 
 if __name__ == "__main__":

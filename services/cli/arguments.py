@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 256
 """Of an answer, unless told otherwise: a small model does not always find an end."""
+TEMPERATURE = 0.2
+"""Of `ask`: at the usual 1.0 a small model strays."""
 IN_FLIGHT = 64
 """Enough to keep a worker's batch full, few enough to leave room for others."""
 
@@ -58,26 +60,39 @@ def _add_up(commands: "Commands") -> None:
     up.add_argument("--engine", choices=("vllm", "echo"), help="instead of the engines that the configuration names")
     up.add_argument("--replicas", default="", metavar="LIST", help="such as ingress=2,scheduler=2,inference=2,notifier=2; inference counts for every shard of every pool (1 each)")  # fmt: skip
     up.add_argument("--once", metavar="QUESTION", help="ask, print the answer, stop")
-    up.add_argument("--json", action="store_true", help="when all is ready, one line of JSON on stdout: http, ws, redis")
+    up.add_argument(
+        "--json", action="store_true", help="when all is ready, one line of JSON on stdout: http, ws, redis, replicas"
+    )
     up.add_argument("--config", metavar="FILE", help="headrace.toml to use (HEADRACE_CONFIG, else ./headrace.toml)")
-    up.add_argument("--port", type=_port, metavar="N", help="of the HTTP door (HEADRACE_INGRESS_PORT, else 8080); 0: a free one")
-    up.add_argument("--ws-port", type=_port, metavar="N", help="of the WebSocket (HEADRACE_NOTIFIER_PORT, else 8081); 0: a free one")
+    up.add_argument(
+        "--port", type=_port, metavar="N", help="of the HTTP door (HEADRACE_INGRESS_PORT, else 8080); 0: a free one"
+    )
+    up.add_argument(
+        "--ws-port", type=_port, metavar="N", help="of the WebSocket (HEADRACE_NOTIFIER_PORT, else 8081); 0: a free one"
+    )
     up.add_argument("--data-dir", type=Path, metavar="FOLDER", help="keeps Redis' data and the logs (default: headrace in XDG_STATE_HOME, else ~/.local/state)")  # fmt: skip
 
 
 def _add_ask(commands: "Commands") -> None:
     about = "The answer is printed as it comes."
-    ask = _command(commands, "ask", "ask a question", about, 'headrace ask "Why is the sky blue?"', "headrace ask --json Hello")
+    ask = _command(
+        commands, "ask", "ask a question", about, 'headrace ask "Why is the sky blue?"', "headrace ask --json Hello"
+    )
     ask.add_argument("question")
     ask.add_argument("--model", help="default: the first that is served")
     ask.add_argument("--max-tokens", type=_count, default=MAX_TOKENS, metavar="N", help=f"of the answer ({MAX_TOKENS})")
-    _add_doors(ask, json="the whole answer as one line of JSON")
+    ask.add_argument(
+        "--temperature",
+        type=float,
+        default=TEMPERATURE,
+        metavar="T",
+        help=f"0: always the likeliest word ({TEMPERATURE})",
+    )
+    _add_door(ask, json="the whole answer as one line of JSON")
 
 
 def _add_submit(commands: "Commands") -> None:
-    about = (
-        "Waits for the results.\nA task is JSON: an envelope or the shorthand of POST /v1/tasks, or a body of the OpenAI API."
-    )
+    about = "Waits for the results.\nA task is JSON: an envelope or the shorthand of POST /v1/tasks, or a body of the OpenAI API."
     examples = (
         'headrace submit "Name three rivers."',
         """headrace submit --body '{"input_text": "Name three rivers.", "priority": "low"}'""",
@@ -89,10 +104,12 @@ def _add_submit(commands: "Commands") -> None:
     what.add_argument("--body", metavar="JSON", help="one task")
     what.add_argument("--file", metavar="FILE", help="one task a line; - is standard input")
     submit.add_argument("-o", "--output", type=Path, metavar="FILE", help="results, one a line as they come (default: standard output)")  # fmt: skip
-    submit.add_argument("--in-flight", type=_count, default=IN_FLIGHT, metavar="N", help=f"tasks under way at once ({IN_FLIGHT})")
+    submit.add_argument(
+        "--in-flight", type=_count, default=IN_FLIGHT, metavar="N", help=f"tasks under way at once ({IN_FLIGHT})"
+    )
     submit.add_argument("--session", default="", help="that may watch the tasks, where a task names none")
     submit.add_argument("--no-wait", action="store_true", help="print the ids, do not wait for results")
-    _add_doors(submit, json="one line of JSON per task, as GET /v1/tasks/ID answers")
+    _add_door(submit, json="one line of JSON per task, as GET /v1/tasks/ID answers")
 
 
 def _add_watch(commands: "Commands") -> None:
@@ -103,7 +120,8 @@ def _add_watch(commands: "Commands") -> None:
     )  # fmt: skip
     watch.add_argument("tasks", nargs="*", metavar="ID")
     watch.add_argument("--session", default="", help="all its tasks, also those to come, until interrupted")
-    _add_doors(watch, json="the messages of the protocol headrace.v1, one a line")
+    watch.add_argument("--ws-url", metavar="URL", help="of the WebSocket (default: as the HTTP door tells)")
+    _add_door(watch, json="the messages of the protocol headrace.v1, one a line")
 
 
 def _add_tasks(commands: "Commands") -> None:
@@ -113,13 +131,12 @@ def _add_tasks(commands: "Commands") -> None:
     tasks.add_argument("id", nargs="?", metavar="ID")
     tasks.add_argument("--session", default="", help="only its tasks")
     tasks.add_argument("--limit", type=_count, default=20, metavar="N", help="at most 100 (20)")
-    _add_doors(tasks, json="one line of JSON per task")
+    _add_door(tasks, json="one line of JSON per task")
 
 
-def _add_doors(parser: argparse.ArgumentParser, *, json: str) -> None:
+def _add_door(parser: argparse.ArgumentParser, *, json: str) -> None:
     url = os.environ.get("HEADRACE_URL") or "http://127.0.0.1:8080"  # noqa: TID251  no service: its one variable
     parser.add_argument("--url", default=url, help="of the HTTP door (HEADRACE_URL, else http://127.0.0.1:8080)")
-    parser.add_argument("--ws-url", metavar="URL", help="of the WebSocket (default: as the HTTP door tells)")
     parser.add_argument("--json", action="store_true", help=json)
 
 

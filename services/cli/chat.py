@@ -7,7 +7,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from services.cli.arguments import MAX_TOKENS
+from services.cli.arguments import MAX_TOKENS, TEMPERATURE
 from services.cli.doors import complaint, http_door, read_json
 from services.cli.failure import TASK_FAILED, Failure
 
@@ -23,7 +23,13 @@ class Told(Struct, kw_only=True):
 
 
 async def ask(
-    url: str, model: str | None, question: str, *, max_tokens: int = MAX_TOKENS, on_text: Callable[[str], None]
+    url: str,
+    model: str | None,
+    question: str,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    temperature: float = TEMPERATURE,
+    on_text: Callable[[str], None],
 ) -> Told:
     """Raises: Failure."""
     async with http_door(url) as client:
@@ -32,6 +38,7 @@ async def ask(
             "model": model,
             "messages": [{"role": "user", "content": question}],
             "max_tokens": max_tokens,
+            "temperature": temperature,
             "stream": True,
             "stream_options": {"include_usage": True},
         }

@@ -31,11 +31,13 @@ async def http_door(url: str, *, connections: int = 10) -> AsyncIterator[httpx.A
         ) as client:
             yield client
     except (httpx.ConnectError, httpx.ConnectTimeout):
-        raise Failure(f"nothing answers at {url}. Start it with `headrace up`, or name the address with --url.") from None
+        raise Failure(
+            f"nothing answers at {url}. Start it with `headrace up`, or name the address with --url."
+        ) from None
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise Failure(f"--url {url} is not an address like http://127.0.0.1:8080: {error}", code=2) from None
     except httpx.HTTPError as error:
-        raise Failure(f"the connection to {url} broke: {error or type(error).__name__}") from None
+        raise Failure(f"the connection to {url} broke: {str(error) or type(error).__name__}") from None
 
 
 def complaint(response: httpx.Response) -> str:

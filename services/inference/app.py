@@ -24,6 +24,10 @@ from shared.probes import passing, probe_routes
 
 log = logging.getLogger(__name__)
 
+CHECK_S = 5.0
+"""Between two looks at the engine: a death while idle is noticed by then; one with tasks at once, by the tasks."""
+STALE_ENGINE_S = 60.0
+"""A step of the engine may take long, a prefill on a CPU seconds."""
 READ = 100
 """Entries of one read: a start call's worth."""
 
@@ -34,7 +38,7 @@ async def run(settings: Settings) -> None:
     pool = deployment.pools[name]
     engine = make_engine(pool, settings.engine or pool.engine)
     await engine.start()
-    stop = stop_requested()
+    stop = stop_requested()  # after the engine has forked: a child would inherit the handlers' wake-up socket
     owner = Owner(shard_keys(name, settings.shard), f"worker-{new_nonce()}", new_nonce())
     try:
         async with Bus(settings.redis_url, name=owner.worker) as bus:
@@ -53,10 +57,13 @@ async def serve(
     settings: Settings, stop: asyncio.Event, bus: Bus, owner: Owner, worker: Worker, beat: Heartbeat, consumer: Consumer
 ) -> None:
     beating = Periodic("the heartbeat", INTERVAL_S, beat.beat)
-    http = HttpServer(Starlette(routes=probe_routes(passing(consumer), passing(beating))), settings.host, settings.port)
+    checking = Periodic("the engine", CHECK_S, worker.check_engine)
+    probes = probe_routes(passing(consumer), passing(beating), passing(checking, stale_s=STALE_ENGINE_S))
+    http = HttpServer(Starlette(routes=probes), settings.host, settings.port)
     await http.start()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(beating.run())
+        checked = tasks.create_task(checking.run())
         while beating.last_pass_s is None and not stop.is_set():
             await asyncio.sleep(0.01)
         reading = tasks.create_task(consumer.run())
@@ -64,6 +71,7 @@ async def serve(
             await asyncio.sleep(0.01)
         announce_ready(settings, "inference", http.url)
         await first_of(stop, worker.died)
+        checked.cancel()  # it may be waiting for an engine that hangs
         await leave(bus, owner, worker, beat, consumer, reading)
         await beating.stop()
     handed_back = await retire(bus, owner, running=True)

@@ -1,6 +1,6 @@
 """The engine port: what an engine must do to serve tasks."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from msgspec import Struct
@@ -59,8 +59,8 @@ class Engine(Protocol):
     async def start(self) -> None:
         """Return when calls can be served. Raises: ConfigError, EngineDead."""
 
-    def run(self, call: Call) -> AsyncIterator[Chunk | Answer]:
-        """Any number of Chunks (if the engine streamed), then exactly one Answer. Closing the iterator aborts.
+    def run(self, call: Call) -> AsyncGenerator[Chunk | Answer, None]:
+        """Any number of Chunks (if the engine streamed), then exactly one Answer. Closing it aborts.
 
         Raises: EngineDead.
         """

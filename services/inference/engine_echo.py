@@ -1,16 +1,20 @@
-"""A deterministic engine: it answers with the words it was asked. It ships, for tests and for load without a GPU."""
+"""A deterministic engine: it answers with the words of the last user message. It ships, for tests and for load.
+
+Answers and errors have the shape of vLLM's. What it cannot honour it refuses, so a test that passes here means something.
+"""
 
 import asyncio
 import re
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from services.inference.engine import Answer, Call, Capacity, Chunk
 from shared.clock import now_ms
-from shared.request import CHAT
+from shared.request import CHAT, COMPLETIONS
 
 SLOTS = 256
 """Enough to hide a round trip to Redis at 5,000 tasks/s."""
@@ -32,14 +36,23 @@ class StreamOptions(Struct):
 
 class Body(Struct):
     model: str
-    messages: list[Message] = []
-    prompt: str | list[str] = ""
+    messages: list[Message] | None = None
+    prompt: str | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     temperature: float | None = None
     n: int | None = 1
+    logprobs: bool | int | None = None
+    stop: Any = None
+    tools: Any = None
+    response_format: Any = None
+    echo: bool | None = None
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 _bodies = msgspec.json.Decoder(Body)
@@ -67,59 +80,63 @@ class EchoEngine:
     def capacity(self) -> Capacity:
         return Capacity(slots=self._slots, running=self._running)
 
-    async def run(self, call: Call) -> AsyncIterator[Chunk | Answer]:
+    async def run(self, call: Call) -> AsyncGenerator[Chunk | Answer, None]:
         self._running += 1
         try:
-            asked = self._read(call)
-            if isinstance(asked, Answer):
-                yield asked
+            reply = self._read(call)
+            if isinstance(reply, Answer):
+                yield reply
                 return
-            reply = _Reply(call, asked)
-            await self._pause(self._first_s)
-            if not asked.stream:
-                await self._pause(self._pause_s * len(reply.words))
+            await _pause(self._first_s)
+            if not reply.asked.stream:
+                await _pause(self._pause_s * len(reply.words))
                 yield reply.whole()
                 return
             for chunk in reply.chunks():
                 yield chunk
-                await self._pause(self._pause_s)
+                if chunk.tokens:
+                    await _pause(self._pause_s)
             yield Answer(status=200, body=b"")
         finally:
             self._running -= 1
 
-    async def _pause(self, seconds: float) -> None:
-        if seconds:
-            await asyncio.sleep(seconds)
-
-    def _read(self, call: Call) -> Body | Answer:
+    def _read(self, call: Call) -> "_Reply | Answer":
         try:
             asked = _bodies.decode(call.body)
-        except msgspec.ValidationError as error:
+        except msgspec.DecodeError as error:  # wrong types too, and then with the field's path
             text, _, path = str(error).partition(" - at `$.")
             return _refuse(400, text, "Bad Request", f"body.{path.rstrip('`')}" if path else None)
         if asked.model != self._model:
-            return _refuse(404, f"The model `{asked.model}` does not exist.", "NotFoundError", "model")
-        if (asked.n or 1) != 1:
-            return _refuse(400, "The echo engine makes one choice; n must be 1.", "BadRequestError", "n")
-        length = len(_WORD.findall(_said(call.route, asked)))
-        if length >= self._max_model_len:
+            message = f"The model `{asked.model}` does not exist. Valid aliases: {self._model}."
+            return _refuse(404, message, "NotFoundError", "model")
+        if fault := _missing(call.route, asked) or _not_honoured(asked):
+            return _refuse(400, *fault)
+        return self._fit(_Reply(call, asked))
+
+    def _fit(self, reply: "_Reply") -> "_Reply | Answer":
+        limit, length = reply.asked.limit, reply.prompt_tokens
+        if limit is not None and limit > self._max_model_len:
+            message = f"max_tokens={limit} cannot be greater than max_model_len={self._max_model_len}."
+            return _refuse(400, message, "BadRequestError", "max_tokens")
+        if length + (limit or 1) > self._max_model_len:
             message = (
                 f"This model's maximum context length is {self._max_model_len} tokens. However, your prompt contains at "
                 f"least {length} input tokens. (parameter=input_tokens, value={length})"
             )
             return _refuse(400, message, "BadRequestError", "input_tokens")
-        return asked
+        return reply
 
 
 class _Reply:
     """The answer to one body, whole or in chunks of one word."""
 
     def __init__(self, call: Call, asked: Body) -> None:
-        said = _WORD.findall(_said(call.route, asked))
-        limit = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens
-        self.words = said if limit is None else said[:limit]
+        self.asked, self._chat = asked, call.route == CHAT
+        prompts = [_text(message) for message in asked.messages or ()] if self._chat else [asked.prompt or ""]
+        said = _WORD.findall(_last_said(asked.messages or []) if self._chat else prompts[0])
+        self.prompt_tokens = len(said) if len(prompts) == 1 else sum(len(_WORD.findall(text)) for text in prompts)
+        self.words = said[: asked.limit]
         self.reason = "stop" if len(self.words) == len(said) else "length"
-        self._asked, self._chat, self._prompt_tokens = asked, call.route == CHAT, len(said)
         self._head = {
             "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{call.task_id}",
             "object": "chat.completion.chunk" if self._chat else "text_completion",
@@ -131,8 +148,8 @@ class _Reply:
     def usage(self) -> dict[str, int]:
         made = len(self.words)
         return {
-            "prompt_tokens": self._prompt_tokens,
-            "total_tokens": self._prompt_tokens + made,
+            "prompt_tokens": self.prompt_tokens,
+            "total_tokens": self.prompt_tokens + made,
             "completion_tokens": made,
         }
 
@@ -141,17 +158,16 @@ class _Reply:
         said = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
         choice = {"index": 0, **said, "logprobs": None, "finish_reason": self.reason}
         kind = "chat.completion" if self._chat else "text_completion"
-        return Answer(
-            status=200, body=_encode({**self._head, "object": kind, "choices": [choice], "usage": self.usage})
-        )
+        body = _encode({**self._head, "object": kind, "choices": [choice], "usage": self.usage})
+        return Answer(status=200, body=body)
 
     def chunks(self) -> list[Chunk]:
         made = [Chunk(self._frame({"role": "assistant", "content": ""}, None))] if self._chat else []
         for word in self.words:
             said = {"content": word} if self._chat else word
             made.append(Chunk(self._frame(said, None), (_token(word),)))
-        made.append(Chunk(self._frame({} if self._chat else "", self.reason)))
-        if self._asked.stream_options and self._asked.stream_options.include_usage:
+        made.append(Chunk(self._frame({"content": ""} if self._chat else "", self.reason)))
+        if self.asked.stream_options and self.asked.stream_options.include_usage:
             made.append(Chunk(_encode({**self._head, "choices": [], "usage": self.usage})))
         return made
 
@@ -161,18 +177,48 @@ class _Reply:
         return _encode({**self._head, "choices": [choice]})
 
 
-def _said(route: str, asked: Body) -> str:
-    if route == CHAT:
-        content = asked.messages[-1].content if asked.messages else ""
-        return content if isinstance(content, str) else "".join(part.text for part in content or [])
-    return asked.prompt if isinstance(asked.prompt, str) else "".join(asked.prompt)
+async def _pause(seconds: float) -> None:
+    if seconds:
+        await asyncio.sleep(seconds)
+
+
+def _text(message: Message) -> str:
+    content = message.content
+    return content if isinstance(content, str) else "".join(part.text for part in content or ())
+
+
+def _last_said(messages: list[Message]) -> str:
+    return next((_text(message) for message in reversed(messages) if message.role == "user"), _text(messages[-1]))
 
 
 def _token(word: str) -> int:
     return zlib.crc32(word.encode()) & 0xFFFF
 
 
+def _missing(route: str, asked: Body) -> tuple[str, str, str] | None:
+    field = {CHAT: "messages", COMPLETIONS: "prompt"}.get(route)
+    if field is None:
+        return f"The echo engine does not serve {route}.", "BadRequestError", "route"
+    if getattr(asked, field) in (None, []):
+        return f"Field required: {field}", "Bad Request", f"body.{field}"
+    return None
+
+
+def _not_honoured(asked: Body) -> tuple[str, str, str] | None:
+    """(message, type, param) of the first parameter that would have to be ignored."""
+    if asked.stream_options is not None and not asked.stream:
+        return "Stream options can only be defined when `stream=True`.", "BadRequestError", "stream_options"
+    if asked.limit is not None and asked.limit < 1:
+        return f"max_tokens must be at least 1, got {asked.limit}.", "BadRequestError", "max_tokens"
+    if asked.n not in (None, 1):
+        return "The echo engine makes one choice: n must be 1.", "BadRequestError", "n"
+    for name in ("logprobs", "stop", "tools", "response_format", "echo"):
+        value = getattr(asked, name)
+        if value and value != {"type": "text"}:
+            return f"The echo engine does not support {name}.", "BadRequestError", name
+    return None
+
+
 def _refuse(status: int, message: str, kind: str, param: str | None) -> Answer:
-    return Answer(
-        status=status, body=_encode({"error": {"message": message, "type": kind, "param": param, "code": status}})
-    )
+    error = {"message": message, "type": kind, "param": param, "code": status}
+    return Answer(status=status, body=_encode({"error": error}))

@@ -81,9 +81,10 @@ class VllmEngine:
             raise EngineDead(f"vLLM does not answer: {error}") from error
 
     def capacity(self) -> Capacity:
-        return Capacity(
-            slots=self._slots, running=self._tap.running, waiting=self._tap.waiting, kv_use=self._tap.kv_use
-        )
+        if self._inner is None or not self._inner.output_processor.get_num_unfinished_requests():
+            return Capacity(slots=self._slots)  # after an abort no step follows that would tell the tap
+        tap = self._tap
+        return Capacity(slots=self._slots, running=tap.running, waiting=tap.waiting, kv_use=tap.kv_use)
 
     def _raise_if_dead(self) -> None:
         if self._inner is None or self._inner.errored:
@@ -194,7 +195,7 @@ class _Response:
 
 
 class _Tap:
-    """A stat logger of vLLM that keeps the last figures. Told after each step, and last with nothing running."""
+    """A stat logger of vLLM that keeps the last figures. Told after each step."""
 
     def __init__(self) -> None:
         self.running = self.waiting = 0

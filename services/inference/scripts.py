@@ -111,7 +111,7 @@ async def start(bus: Bus, owner: Owner, hands: Sequence[Hand]) -> list[Running |
 
 
 async def emit(bus: Bus, owner: Owner, emissions: Sequence[Emission]) -> list[str]:
-    """One verdict per task: 'ok', 'fenced' or 'gap <last written>'."""
+    """One verdict per task: 'ok', 'fenced', 'gap <last written>' or 'wrongtype <key>'."""
     keys: list[str] = []
     args: list[Arg] = [owner.nonce]
     for item in emissions:

@@ -12,6 +12,7 @@ Rejected: acknowledging after finish in a call of its own (a crash between the t
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 
@@ -67,6 +68,14 @@ class Worker:
         if (run := self.runs.get(task_id)) is not None:
             self.abort(run)
 
+    async def check_engine(self) -> None:
+        """Notice a death that no task has run into."""
+        try:
+            await self._engine.health()
+        except EngineDead as error:
+            log.error("the engine is dead: %s", error)
+            self.died.set()
+
     async def drain(self, timeout_s: float) -> None:
         """Let what runs end; what does not within `timeout_s` is stopped here, to be handed back."""
         working = [run.working for run in self.runs.values() if run.working is not None]
@@ -105,17 +114,20 @@ class Worker:
     async def _generate(self, run: Run) -> Answer:
         task = run.task
         call = Call(task_id=run.id, route=task.route, body=run.body, priority=task.lane.priority)
+        answer = failure("The engine ended without an answer.")
         try:
-            async for made in self._engine.run(call):
-                if isinstance(made, Answer):
-                    return made
-                self._on_chunk(run, made)
+            async with contextlib.aclosing(self._engine.run(call)) as pieces:
+                async for made in pieces:
+                    if isinstance(made, Answer):
+                        answer = made
+                    else:
+                        self._on_chunk(run, made)
         except EngineDead:
             raise
         except Exception as error:
             log.exception("the engine failed on %s", run.id)
             return failure(f"The engine failed: {type(error).__name__}: {error}")
-        return failure("The engine ended without an answer.")
+        return answer
 
     def _on_chunk(self, run: Run, chunk: Chunk) -> None:
         if not run.chunks:

@@ -48,7 +48,8 @@ class Sub(Inbound, frozen=True, tag="sub"):
     task: str = ""
     session: str = ""
     after: str | dict[str, str] = "0"
-    """A task's cursor; for a session the cursor of each task."""
+    """For a task: its cursor. For a session: `0` (its newest tasks, then what comes), `now` (what runs and comes), or an
+    object with the cursor of each task, `end` for those whose end was seen."""
     form: str = "text"
     """`text`: merged text; `chunks`: the engine's chunks as made."""
 
@@ -142,7 +143,6 @@ class Err(Outbound, kw_only=True, tag="err"):
     id: int | None = None
     code: str
     msg: str
-    retry: bool = False
 
 
 class PingOut(Outbound, kw_only=True, tag="ping"):

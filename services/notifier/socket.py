@@ -29,7 +29,6 @@ from shared.ids import new_nonce
 
 log = logging.getLogger(__name__)
 
-PONG_S = 10.0
 STALLED_S = 30.0
 """A frame that the client's network does not take for so long is not going to be taken."""
 
@@ -245,10 +244,10 @@ class Socket:
         await asyncio.sleep(self._settings.hello_s)
         if self._phase is Phase.GREETING:
             raise Closing(Close.NO_HELLO)
+        asked_at_s = 0.0
         while True:
             await asyncio.sleep(self._settings.heartbeat_s * random.uniform(0.8, 1.0))
-            asked_at_s = monotonic_s()
-            self._outgoing.push(PingOut(ts=now_ms()))
-            await asyncio.sleep(min(PONG_S, self._settings.heartbeat_s))
             if self._heard_at_s < asked_at_s:
                 raise Closing(Close.NO_PONG)
+            asked_at_s = monotonic_s()
+            self._outgoing.push(PingOut(ts=now_ms()))

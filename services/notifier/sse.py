@@ -71,12 +71,18 @@ class Events:
         """Until the end of the task, of the replica, or of the client's patience."""
         yield b"retry: 1000\n\n"
         while not self.stopping.is_set():
-            try:
-                async with asyncio.timeout(self._heartbeat_s):
-                    messages = await outgoing.take()
-            except TimeoutError:
+            taking = asyncio.ensure_future(outgoing.take())
+            stopping = asyncio.ensure_future(self.stopping.wait())
+            done, _ = await asyncio.wait(
+                [taking, stopping], timeout=self._heartbeat_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            stopping.cancel()
+            if taking not in done:
+                taking.cancel()
                 yield b": ping\n\n"
                 continue
+            try:
+                messages = taking.result()
             except TooSlow:
                 return
             for message in messages:

@@ -14,11 +14,17 @@ from shared.errors import BusError, InvalidRequest, InvalidTaskId
 from shared.ids import place_of
 from shared.lifecycle import State
 from shared.messages import Event
+from shared.submit import INDEX_LENGTH
 
 log = logging.getLogger(__name__)
 
-SESSION_TASKS = 100
-"""Newest tasks of a session that a new subscription looks at; those that have ended are left out unless a cursor is given."""
+SESSION_TASKS = INDEX_LENGTH
+"""Newest tasks of a session that a new subscription looks at: all that the index remembers, so a client that was away
+misses none of them."""
+REMEMBERED = 2 * SESSION_TASKS
+"""Ended tasks that a subscription remembers, so that a late event starts nothing anew."""
+SEEN = "end"
+"""Instead of a cursor: the client has seen the end of the task."""
 
 
 class Followed(Protocol):
@@ -49,13 +55,14 @@ class SessionFeed:
 
     def __init__(self, bus: Bus, tails: Tails, sub: Sub, push: Push) -> None:
         """Raises: InvalidRequest."""
-        if not isinstance(sub.after, dict) and sub.after not in ("", "0"):
-            raise InvalidRequest("`after` of a session is an object of cursors by task id.", param="after")
         given = sub.after if isinstance(sub.after, dict) else {}
-        self._cursors = {task: parse_cursor(cursor) for task, cursor in given.items()}
+        self._cursors = {task: parse_cursor(cursor) for task, cursor in given.items() if cursor != SEEN}
+        if isinstance(sub.after, str) and sub.after not in ("", "0", "now"):
+            raise InvalidRequest("`after` of a session is `0`, `now`, or an object of cursors by task.", param="after")
+        self._skip_ended = sub.after == "now"
         self._bus, self._tails, self._sub, self._push = bus, tails, sub, push
         self._feeds: dict[str, Feed] = {}
-        self._ended: set[str] = set()
+        self._done = dict.fromkeys(task for task, cursor in given.items() if cursor == SEEN)
         self._looking: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -75,52 +82,58 @@ class SessionFeed:
         self._feeds.clear()
 
     def on_event(self, entry: bytes, task_id: str, event: Event) -> None:
-        if task_id not in self._feeds and task_id not in self._ended:
-            self._follow(task_id)
+        self._follow(task_id)
 
     def on_gap(self) -> None:
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look_up())
 
     def _follow(self, task_id: str) -> None:
-        tail = self._tails.of(place_of(task_id))
-        if tail is None or task_id in self._feeds:
+        if task_id in self._feeds or task_id in self._done:
             return
-        cursor = self._cursors.get(task_id, Cursor())
+        tail = self._tails.of(place_of(task_id))
+        if tail is None:
+            return
         self._feeds[task_id] = feed = Feed(
             self._bus, tail, task_id, self._push,
-            id=self._sub.id, cursor=cursor, form=self._sub.form, named=True, on_end=self._on_end,
+            id=self._sub.id, cursor=self._cursors.get(task_id, Cursor()), form=self._sub.form,
+            named=True, on_end=self._on_end,
         )  # fmt: skip
         feed.open()
 
     def _on_end(self, feed: Feed) -> None:
-        self._ended.add(feed.task_id)
+        self._forget(feed.task_id)
         if self._feeds.pop(feed.task_id, None) is not None:
             asyncio.get_running_loop().call_soon(feed.close)
+
+    def _forget(self, task_id: str) -> None:
+        """Its end was told, or is not wanted: an event that still comes of it starts nothing anew."""
+        self._done[task_id] = None
+        if len(self._done) > REMEMBERED:
+            del self._done[next(iter(self._done))]
 
     async def _look_up(self) -> None:
         while True:
             try:
                 for tail in self._tails:
-                    for task_id in await self._open_tasks(tail):
-                        if task_id not in self._ended:
-                            self._follow(task_id)
-                return
+                    for task_id, state in await self._newest(tail):
+                        if self._skip_ended and state.terminal and task_id not in self._feeds:
+                            self._forget(task_id)
+                        self._follow(task_id)
             except BusError as error:
                 log.warning("cannot look up the session %s: %s", self._sub.session, error)
                 await asyncio.sleep(0.5)
+            else:
+                self._skip_ended = False  # what ends from here on is told, also after a gap
+                return
 
-    async def _open_tasks(self, tail: Tail) -> list[str]:
-        """Oldest first: those not ended, and those that the client has a cursor of."""
+    async def _newest(self, tail: Tail) -> list[tuple[str, State]]:
+        """The newest tasks of the session in a shard, oldest first."""
         call = self._bus.bulk.send
         found = await call("ZREVRANGE", tail.keys.session(self._sub.session), 0, SESSION_TASKS - 1)
         ids = [task_id.decode() for task_id in reversed(found)]
         states = await asyncio.gather(*(call("HGET", tail.keys.task(task_id), "state") for task_id in ids))
-        return [
-            task_id
-            for task_id, state in zip(ids, states, strict=True)
-            if state is not None and (task_id in self._cursors or not State(state.decode()).terminal)
-        ]
+        return [(id, State(state.decode())) for id, state in zip(ids, states, strict=True) if state is not None]
 
 
 def refusal(sub: Sub, error: InvalidRequest | InvalidTaskId) -> Err:

@@ -53,7 +53,7 @@ def translate(error: BaseException) -> BusError:
     if isinstance(error, BusError):
         return error
     if isinstance(error, ResponseError):
-        text = str(error)
+        text = f"{error.status_code} {error}" if error.status_code else str(error)  # redis-py cuts off codes it knows
         return WrongKeyType(text) if text.startswith("WRONGTYPE") else CommandRefused(text)
     return ConnectionLost(f"{type(error).__name__}: {error}")
 
@@ -124,7 +124,8 @@ class Connection:
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                await self._link.connect()
+                async with asyncio.timeout(self._timeout_s):  # a frozen server accepts, and never answers the handshake
+                    await self._link.connect()
                 pause_s = FIRST_PAUSE_S
                 await self._serve()
             except (RedisError, OSError, BusError, TimeoutError) as error:

@@ -76,7 +76,7 @@ class Consumer:
                 if not joined:
                     await self._join()
                     joined = True
-                    await self._take(await self._own_history())
+                    await self._recover()
                     self.last_pass_s, self.fault = monotonic_s(), None
                 await self._take(await self._next())
                 if self._shared and monotonic_s() >= self._reclaim_at_s:
@@ -116,13 +116,16 @@ class Consumer:
             )
         )
 
-    async def _own_history(self) -> list[Entry]:
+    async def _recover(self) -> None:
         """Entries whose delivery was lost: read by this consumer, and unknown to its handler."""
-        return _parse(
+        after = b"0"
+        while entries := _parse(
             await self._read.call(
-                *("XREADGROUP", "GROUP", self._group, self._name, "COUNT", self._count, "STREAMS", self._stream, "0")
+                *("XREADGROUP", "GROUP", self._group, self._name, "COUNT", self._count, "STREAMS", self._stream, after)
             )
-        )
+        ):
+            await self._take(entries)
+            after = entries[-1].id
 
     async def _reclaim(self) -> list[Entry]:
         self._reclaim_at_s = monotonic_s() + RECLAIM_AFTER_MS / 1000 * random.uniform(0.3, 0.6)

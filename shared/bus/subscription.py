@@ -11,6 +11,7 @@ import re
 from enum import Enum
 from typing import Protocol
 
+import msgspec
 from msgspec import Struct
 
 from shared.bus.client import Bus
@@ -113,7 +114,7 @@ class Subscription:
     def on_event(self, entry: bytes, task_id: str, event: Event) -> None:
         if self.phase is Phase.LIVE:
             self._deliver(entry, event)
-        elif len(self._buffer) < BUFFER:
+        elif not self._overflowed and len(self._buffer) < BUFFER:
             self._buffer.append((entry, event))
         else:
             self._overflowed = True
@@ -167,8 +168,13 @@ class Subscription:
 
     def _deliver_page(self, page: Reply) -> None:
         for entry, fields in page:
-            if self.phase is Phase.SYNCING:
+            if self.phase is not Phase.SYNCING:
+                return
+            try:
                 self._deliver(entry, decode_event(fields[1]))
+            except (UnicodeDecodeError, msgspec.DecodeError) as error:
+                log.error("passed over the entry %s of the log of %s: %s", entry, self.task_id, error)
+                self.position = entry_id(entry)
 
     def _go_live(self) -> None:
         buffered, self._buffer = self._buffer, []

@@ -145,17 +145,17 @@ class Tail:
             self._processed[stream.decode()] = entries[-1][0]
 
     def _hand_out(self, entry: bytes, fields: list[bytes]) -> None:
-        """Fields are written by our scripts as t, s, e: task, session, event."""
-        task_id, session = fields[1].decode(), fields[3].decode()
-        listeners = self._tasks.get(task_id)
-        if session and (of_session := self._sessions.get(session)):
-            listeners = of_session | listeners if listeners else of_session
-        if not listeners:
-            return
+        """Fields are written by our scripts as t, s, e: task, session, event. What is not ours must not come again."""
         try:
+            task_id, session = fields[1].decode(), fields[3].decode()
+            listeners = self._tasks.get(task_id)
+            if session and (of_session := self._sessions.get(session)):
+                listeners = of_session | listeners if listeners else of_session
+            if not listeners:
+                return
             event = decode_event(fields[5])
-        except msgspec.DecodeError as error:
-            log.error("undecodable event %s of task %s: %s", entry, task_id, error)
+        except (IndexError, UnicodeDecodeError, msgspec.DecodeError) as error:
+            log.error("passed over the entry %s of a bus: %s", entry, error)
             return
         for listener in list(listeners):
             listener.on_event(entry, task_id, event)

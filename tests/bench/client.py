@@ -18,7 +18,7 @@ class Submitted(Struct):
 class Push(Struct):
     t: str
     task: str = ""
-    n: int = 0
+    d: str = ""
 
 
 _submitted = msgspec.json.Decoder(Submitted)
@@ -43,6 +43,25 @@ class Connection:
         length = int(lower[at : lower.index(b"\r\n", at)])
         return status, await self._reader.readexactly(length)
 
+    async def stream(self, path: str, body: bytes) -> float:
+        """Read a streamed answer to its end; when its first token came (monotonic seconds)."""
+        self._writer.write(
+            b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (path.encode(), len(body), body)
+        )
+        first_at_s, seen = 0.0, b""
+        while piece := await self._reader.read(65536):
+            if not first_at_s:
+                seen += piece
+                first_at_s = monotonic_s() if b'"content":"' in seen.replace(b'"content":""', b"") else 0.0
+            elif b"[DONE]" in piece:
+                break
+        self.close()
+        return first_at_s
+
+    def close(self) -> None:
+        self._writer.close()
+
 
 async def connect(url: str) -> Connection:
     parts = urlsplit(url)
@@ -56,10 +75,13 @@ class Watcher:
         self.done_at_s: dict[str, float] = {}
         self.first_at_s: dict[str, float] = {}
         self.news = asyncio.Event()
+        self._waiting: dict[str, asyncio.Future[None]] = {}
 
     async def run(self, ws_url: str, session: str, ready: asyncio.Event) -> None:
-        async with websockets.connect(f"{ws_url}/v1/ws", subprotocols=["headrace.v1"], max_size=None) as socket:  # type: ignore[list-item]
-            await socket.send(json.dumps([{"t": "hello", "v": 1}, {"t": "sub", "id": 1, "session": session}]))
+        async with websockets.connect(ws_url, subprotocols=["headrace.v1"], max_size=None) as socket:  # type: ignore[list-item]
+            await socket.send(
+                json.dumps([{"t": "hello", "v": 1}, {"t": "sub", "id": 1, "session": session, "after": "now"}])
+            )
             await socket.recv()
             ready.set()
             async for frame in socket:
@@ -70,9 +92,16 @@ class Watcher:
         for message in _frame.decode(frame):
             if message.t in ("done", "fail"):
                 self.done_at_s[message.task] = now_s
-            elif message.t == "d" and message.task not in self.first_at_s:
+                if message.task in self._waiting:
+                    self._waiting.pop(message.task).set_result(None)
+            elif message.t == "d" and message.d and message.task not in self.first_at_s:
                 self.first_at_s[message.task] = now_s
         self.news.set()
+
+    async def wait_for_task(self, task: str) -> None:
+        if task not in self.done_at_s:
+            self._waiting[task] = asyncio.get_running_loop().create_future()
+            await self._waiting[task]
 
     async def wait_for(self, count: int) -> None:
         while len(self.done_at_s) < count:

@@ -28,6 +28,8 @@ async def http(echo: Deployment) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 async def producer(echo: Deployment) -> AsyncIterator[Any]:
     """Another system: it has a Redis client and the document, and nothing of ours."""
-    client: Any = redis.asyncio.Redis.from_url(echo.redis, decode_responses=True)
+    client: Any = redis.asyncio.Redis.from_url(
+        echo.redis, decode_responses=True, encoding_errors="replace", socket_timeout=60
+    )
     yield client
     await client.aclose()

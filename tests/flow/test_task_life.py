@@ -66,7 +66,7 @@ async def test_a_closed_laptop_comes_back_to_another_replica_and_misses_nothing(
 ) -> None:
     words = " ".join(f"w{number}" for number in range(40))
     task = (await http.post("/v1/tasks", json={"body": chat(words, stream=True)})).json()["id"]
-    first, second = echo.replicas["notifier"]
+    first, second = echo.sockets()
     async with PushClient(first) as page:
         await page.follow(task)
         while page.tasks[task].n == 0:

@@ -1,71 +1,94 @@
 """Two replicas of every service on one Redis, 2,000 tasks over all three doors: each completed once, spread over both."""
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from itertools import cycle
 from typing import Any
 
 import httpx
 import pytest
 import redis.asyncio
+import websockets
 
+from tests.bench.client import Connection, connect
 from tests.flow.test_task_life import MODEL, chat
 from tests.support.deployment import Deployment
-from tests.support.websocket import PushClient
+from tests.support.websocket import PushClient, Seen
 
-EACH = 667
+EACH, AT_ONCE = 667, 16
+
+
+async def post_all(urls: list[str], path: str, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Posts all, AT_ONCE at a time, in turn to each of the replicas; the answers in the order of the bodies."""
+    answers: dict[int, dict[str, Any]] = {}
+    numbers, turn = iter(range(len(bodies))), cycle(urls)
+
+    async def work() -> None:
+        line = await connected(turn)
+        for number in numbers:
+            while number not in answers:
+                try:
+                    status, answer = await line.post(path, json.dumps(bodies[number]).encode())
+                    assert status in (200, 202), answer
+                    answers[number] = json.loads(answer)
+                except (OSError, asyncio.IncompleteReadError):  # lost with its process: made again, as clients do
+                    line.close()
+                    line = await connected(turn)
+        line.close()
+
+    await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+    return [answers[number] for number in range(len(bodies))]
+
+
+async def connected(turn: Iterator[str]) -> Connection:
+    for url in turn:
+        with contextlib.suppress(OSError):
+            return await connect(url)
+    raise AssertionError
 
 
 async def over_http(echo: Deployment, mark: str) -> Counter[str]:
     """Synchronous requests, in turn to both replicas of ingress."""
-    texts: Counter[str] = Counter()
-    limits = httpx.Limits(max_connections=32)
-    async with httpx.AsyncClient(timeout=60, limits=limits, transport=httpx.AsyncHTTPTransport(retries=3)) as client:
-        urls = cycle(echo.replicas["ingress"])
-
-        async def ask(number: int, url: str) -> None:
-            answer = await send(client, f"{url}/v1/chat/completions", chat(f"{mark}-http-{number}"))
-            texts[answer["choices"][0]["message"]["content"]] += 1
-
-        await asyncio.gather(*(ask(number, next(urls)) for number in range(EACH)))
-    return texts
-
-
-async def send(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """A connection lost with its process is sent again, as every client of a restarted server does."""
-    while True:
-        try:
-            answer = await client.post(url, json=body)
-        except httpx.TransportError:
-            continue
-        assert answer.status_code in (200, 202), answer.text
-        found: dict[str, Any] = answer.json()
-        return found
+    bodies = [chat(f"{mark}-http-{number}") for number in range(EACH)]
+    answers = await post_all(echo.replicas["ingress"], "/v1/chat/completions", bodies)
+    return Counter(answer["choices"][0]["message"]["content"] for answer in answers)
 
 
 async def over_websocket(echo: Deployment, mark: str) -> Counter[str]:
     """Submitted in the background, watched as a session."""
-    async with httpx.AsyncClient(timeout=60) as client, PushClient(echo.replicas["notifier"][0]) as page:
-        await page.follow_session(mark)
+    watching = asyncio.create_task(watch(echo, mark))
+    bodies: list[dict[str, Any]] = [
+        {"body": chat(f"{mark}-ws-{number}", stream=True), "session": mark, "task_id": f"{mark}-{number}"}
+        for number in range(EACH)
+    ]
+    ids = {answer["id"] for answer in await post_all(echo.replicas["ingress"], "/v1/tasks", bodies)}
+    tasks = await watching
+    assert set(tasks) == ids
+    return Counter(seen.text for seen in tasks.values())
 
-        async def submit(number: int) -> str:
-            body: dict[str, Any] = {
-                "body": chat(f"{mark}-ws-{number}", stream=True),
-                "session": mark,
-                "task_id": f"{mark}-{number}",
-            }
-            return str((await send(client, f"{echo.http}/v1/tasks", body))["id"])
 
-        ids = await asyncio.gather(*(submit(number) for number in range(EACH)))
-        await page.until_end(*ids)
-        return Counter(page.tasks[id].text for id in ids)
+async def watch(echo: Deployment, session: str) -> dict[str, Seen]:
+    """A page that follows its session, and comes back with its cursors when a replica goes."""
+    tasks: dict[str, Seen] = {}
+    for url in cycle(echo.sockets()):
+        with contextlib.suppress(websockets.WebSocketException, OSError):
+            async with PushClient(url) as page:
+                page.tasks = tasks
+                await page.follow_session(session)
+                while sum(seen.end is not None for seen in tasks.values()) < EACH:
+                    await page.receive()
+                return tasks
+    return tasks
 
 
 async def over_stream(echo: Deployment, mark: str) -> Counter[str]:
     """Entries of another system, answers on its own stream."""
-    client: Any = redis.asyncio.Redis.from_url(echo.redis, decode_responses=True)
+    client: Any = redis.asyncio.Redis.from_url(echo.redis, decode_responses=True, socket_timeout=60)
     texts: Counter[str] = Counter()
     for number in range(EACH):
         await client.xadd("hr:requests", {"model": MODEL, "input_text": f"{mark}-door-{number}", "reply_to": mark})
@@ -86,7 +109,7 @@ def expected(mark: str, door: str) -> Counter[str]:
 
 
 async def workers_of(echo: Deployment) -> Counter[str]:
-    client: Any = redis.asyncio.Redis.from_url(echo.redis, decode_responses=True)
+    client: Any = redis.asyncio.Redis.from_url(echo.redis, decode_responses=True, socket_timeout=60)
     found: Counter[str] = Counter()
     async for key in client.scan_iter("hr:{smol.0}:task:*", count=1000):
         found[await client.hget(key, "worker") or ""] += 1
@@ -112,7 +135,7 @@ async def test_two_thousand_tasks_over_three_doors_are_each_completed_once_and_s
 
 
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
-@pytest.mark.parametrize("service", ["scheduler", "inference"])
+@pytest.mark.parametrize("service", ["ingress", "scheduler", "inference", "notifier"])
 async def test_a_service_restarted_in_the_middle_loses_nothing(
     echo: Deployment, service: str, kill: signal.Signals
 ) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,9 +19,13 @@ class Deployment(Struct):
     ws: str
     redis: str
     replicas: dict[str, list[str]]
-    """Base URLs of every process, by service; those of the notifier for WebSockets, as `ws` is."""
+    """Base URLs of every process, by service."""
     supervisor: int
     folder: Path
+
+    def sockets(self) -> list[str]:
+        """WebSocket URLs of the notifier's replicas."""
+        return [f"ws{url.removeprefix('http')}/v1/ws" for url in self.replicas["notifier"]]
 
     def processes(self) -> dict[str, list[int]]:
         """Process ids by service (`redis` included), as they are now."""
@@ -33,6 +38,13 @@ class Deployment(Struct):
             if name:
                 found.setdefault(name, []).append(pid)
         return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def children(pid: int) -> list[int]:

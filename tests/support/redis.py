@@ -80,17 +80,24 @@ def faults_of_keys(url: str) -> list[str]:
                 faults.append(f"{key} is no key of Headrace")
             elif client.ttl(key) == -1 and (":session:" in key or ":tenant:" in key or ":idem:" in key):
                 faults.append(f"{key} never expires")
-            elif ":task:" in key and client.hget(key, "finished_at_ms") is not None:
+            elif ":task:" in key and client.type(key) == "hash" and client.hget(key, "finished_at_ms") is not None:
                 log = key.replace(":task:", ":log:")
                 faults += [f"{name} has ended and never expires" for name in (key, log) if client.ttl(name) == -1]
         return faults
 
 
-async def snapshot(bus: Bus) -> dict[bytes, bytes]:
+async def snapshot(bus: Bus) -> dict[bytes, Reply]:
     """Every key with all it holds."""
     keys = sorted(await bus.commands.call("KEYS", "*"))
-    values = await asyncio.gather(*(bus.commands.call("DUMP", key) for key in keys))
-    return dict(zip(keys, values, strict=True))
+    return {key: await _content(bus, key) for key in keys}
+
+
+async def _content(bus: Bus, key: bytes) -> Reply:
+    """A hash has no order of its own, so its dump may differ from one moment to the next."""
+    if await bus.commands.call("TYPE", key) != b"hash":
+        return await bus.commands.call("DUMP", key)
+    flat = await bus.commands.call("HGETALL", key)
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 async def spoil(bus: Bus, key: str, *, command: str = "SET") -> None:

@@ -58,7 +58,9 @@ async def arrivals(bus: Bus) -> list[Arrival]:
     if b"scheduler" not in [group[1] for group in await groups(bus, SHARD.arrivals)]:
         await bus.commands.call("XGROUP", "CREATE", SHARD.arrivals, SCHEDULER, "0", "MKSTREAM")
     reply = await bus.commands.call("XREADGROUP", "GROUP", SCHEDULER, "s", "STREAMS", SHARD.arrivals, ">")
-    return [Arrival(fields[1].decode() if fields[0] == b"t" else "", entry) for entry, fields in (reply or [[0, []]])[0][1]]
+    return [
+        Arrival(fields[1].decode() if fields[0] == b"t" else "", entry) for entry, fields in (reply or [[0, []]])[0][1]
+    ]
 
 
 async def groups(bus: Bus, stream: str) -> Reply:
@@ -166,5 +168,3 @@ async def wakes(bus: Bus) -> list[bytes]:
 
 async def ttl_ms(bus: Bus, key: str) -> int:
     return int(await bus.commands.call("PTTL", key))
-
-

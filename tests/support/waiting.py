@@ -14,7 +14,9 @@ TIMEOUT_S = 10.0
 Predicate = Callable[[], object]
 
 
-async def wait_until(predicate: Callable[[], object | Awaitable[object]], description: str, timeout_s: float = TIMEOUT_S) -> None:
+async def wait_until(
+    predicate: Callable[[], object | Awaitable[object]], description: str, timeout_s: float = TIMEOUT_S
+) -> None:
     """Return once `predicate` (which may be async) is true. Raises: AssertionError, naming `description`."""
     give_up_at_s = monotonic_s() + timeout_s
     while True:

@@ -28,7 +28,7 @@ class PushClient:
     """`async with`: connected and greeted. Applies messages by the rules and fails on a gap or a repeat."""
 
     def __init__(self, url: str, *, origin: str | None = None) -> None:
-        self._url, self._origin = f"{url}/v1/ws", origin
+        self._url, self._origin = url, origin
         self._socket: ClientConnection | None = None
         self.tasks: dict[str, Seen] = {}
         self._subscribed: dict[int, str] = {}
@@ -63,7 +63,7 @@ class PushClient:
         await self.send({"t": "sub", "id": id, "task": task, "after": seen.cursor, "form": form})
 
     async def follow_session(self, session: str, *, id: int = 1) -> None:
-        cursors = {task: seen.cursor for task, seen in self.tasks.items()}
+        cursors = {task: "end" if seen.end else seen.cursor for task, seen in self.tasks.items()}
         await self.send({"t": "sub", "id": id, "session": session, "after": cursors})
 
     async def receive(self) -> list[Message]:
@@ -74,8 +74,10 @@ class PushClient:
         return frame
 
     async def until_end(self, *tasks: str) -> None:
-        while any(self.tasks.setdefault(task, Seen()).end is None for task in tasks):
-            await self.receive()
+        waiting = set(tasks)
+        while waiting := {task for task in waiting if self.tasks.setdefault(task, Seen()).end is None}:
+            while not any(message["t"] in ("done", "fail") for message in await self.receive()):
+                pass
 
     def _apply(self, message: Message) -> None:
         kind = message["t"]

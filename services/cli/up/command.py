@@ -5,6 +5,7 @@ import asyncio
 import os
 import signal
 import sys
+from typing import Any
 
 import msgspec
 
@@ -24,7 +25,7 @@ QUESTION = "Why is the sky blue? Answer in one sentence."
 def run(arguments: argparse.Namespace) -> int:
     """Raises: Failure, ConfigError."""
     options = msgspec.convert({name: value for name, value in vars(arguments).items() if name != "command"}, Options)
-    deployed = config.load(options.config or os.environ.get("HEADRACE_CONFIG"))
+    deployed = config.load(options.config or os.environ.get("HEADRACE_CONFIG") or None)
     with claim(options.data_dir or default_folder(os.environ)) as home:
         plan = make_plan(options, deployed, os.environ)
         return asyncio.run(Up(options, plan, home).run())
@@ -35,6 +36,7 @@ class Up:
         self._options, self._plan, self._home = options, plan, home
         self._screen = Screen()
         self._ready = False
+        self._replicas: dict[str, list[str]] = {}
 
     async def run(self) -> int:
         """Raises: Failure."""
@@ -42,7 +44,8 @@ class Up:
         interrupted = _interrupted(deployment)
         work = asyncio.create_task(self._work(deployment))
         try:
-            await asyncio.wait([work, deployment.broken, interrupted], return_when=asyncio.FIRST_COMPLETED)
+            ends: list[asyncio.Future[Any]] = [work, deployment.broken, interrupted]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 return work.result()
             if deployment.broken.done():
@@ -61,7 +64,7 @@ class Up:
         urls = await self._start(deployment)
         self._ready = True
         if self._options.json:
-            print(msgspec.json.encode(urls).decode(), flush=True)
+            print(msgspec.json.encode({**urls, "replicas": self._replicas}).decode(), flush=True)
         self._screen.say("\n" + "\n".join(f"  {name:<6} {mask(url)}" for name, url in urls.items()) + "\n")
         if self._options.once is not None:
             return await self._ask(urls["http"], self._options.once)
@@ -72,18 +75,15 @@ class Up:
 
     async def _start(self, deployment: Deployment) -> dict[str, str]:
         """Redis, then all services at once, while the Redis is looked at. Raises: Failure."""
-        redis_url = self._plan.environ.get("REDIS_URL", "")
-        if redis_url:
+        if redis_url := self._plan.environ.get("REDIS_URL"):
             await self._check(redis_url)
+            self._replicas = await deployment.start(self._plan.programs(self._home, redis_url))
         else:
             port = free_port()
             redis_url = f"redis://127.0.0.1:{port}"
             await deployment.start([own_server(self._home, port, self._plan.environ)])
-        starting = deployment.start(self._plan.programs(self._home, redis_url))
-        if "REDIS_URL" in self._plan.environ:
-            services = await starting
-        else:
-            services, _ = await asyncio.gather(starting, self._check(redis_url))
+            starting = deployment.start(self._plan.programs(self._home, redis_url))
+            self._replicas, _ = await asyncio.gather(starting, self._check(redis_url))
         ws_url = f"ws://{host_of('notifier', self._plan.environ)}:{self._plan.ports['notifier'][0]}/v1/ws"
         http_url = f"http://{host_of('ingress', self._plan.environ)}:{self._plan.ports['ingress'][0]}"
         return {"http": http_url, "ws": ws_url, "redis": redis_url}

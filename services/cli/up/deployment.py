@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 
 from services.cli.up.process import Program
 from services.cli.up.replica import Replica
@@ -22,14 +23,14 @@ class Deployment:
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Fails when a replica cannot be kept running."""
 
-    async def start(self, programs: Iterable[Program]) -> dict[str, str]:
-        """Start all at once; the URL of each service's first replica, when all are ready."""
+    async def start(self, programs: Iterable[Program]) -> dict[str, list[str]]:
+        """Start all at once; the URLs of each service's replicas, when all are ready."""
         started_at_s = monotonic_s()
         new = [Replica(program, self._screen) for program in programs]
         self._replicas += new
         for replica in new:
             replica.start().add_done_callback(self._on_end)
-            replica.url.add_done_callback(lambda url, name=replica.program.name: self._on_ready(name, url, started_at_s))
+            replica.url.add_done_callback(partial(self._on_ready, replica.program.name, started_at_s))
 
         def line() -> str:
             late = ", ".join(replica.program.name for replica in new if not replica.url.done())
@@ -41,9 +42,12 @@ class Deployment:
         finally:
             progress.cancel()
             await asyncio.wait([progress])
-        return {r.program.service: url for r, url in reversed(list(zip(new, urls, strict=True)))}
+        by_service: dict[str, list[str]] = {}
+        for replica, url in zip(new, urls, strict=True):
+            by_service.setdefault(replica.program.service, []).append(url)
+        return by_service
 
-    def _on_ready(self, name: str, url: asyncio.Future[str], started_at_s: float) -> None:
+    def _on_ready(self, name: str, started_at_s: float, url: asyncio.Future[str]) -> None:
         if not url.cancelled():
             self._screen.say(f"  {name:<12} {url.result():<28} {monotonic_s() - started_at_s:5.1f} s".rstrip())
 

@@ -59,7 +59,9 @@ def _free_of_container() -> list[int]:
 async def _prepare(source: str) -> None:
     """In a process of its own: the converter's memory goes with it."""
     argv = [sys.executable, "-m", "services.inference.models", source]
-    child = subprocess.Popen(argv, stdout=subprocess.DEVNULL, process_group=0, preexec_fn=die_with(os.getpid()))
+    child = subprocess.Popen(  # noqa: ASYNC220  polled below
+        argv, stdout=subprocess.DEVNULL, process_group=0, preexec_fn=die_with(os.getpid())
+    )
     try:
         while child.poll() is None:
             await asyncio.sleep(POLL_S)

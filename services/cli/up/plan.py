@@ -106,16 +106,16 @@ def make_plan(options: Options, config: Config, environ: Mapping[str, str]) -> P
             service: choose_ports(service, wanted[service], replicas[service], environ, held)
             for service in DEFAULT_PORTS
         }
-    notifier_url = f"http://{host_of('notifier', environ)}:{ports['notifier'][0]}"
-    ours = {"HEADRACE_INGRESS_NOTIFIER_URL": notifier_url}
+    ours = {"HEADRACE_INGRESS_NOTIFIER_URL": f"http://{host_of('notifier', environ)}:{ports['notifier'][0]}"}
     if config.path is not None:
         ours["HEADRACE_CONFIG"] = str(Path(config.path).resolve())
+    given = {name: value for name, value in environ.items() if name != "HEADRACE_CONFIG"}
     return Plan(
         replicas=replicas,
         ports=ports,
         config=config,
         engine=options.engine,
-        environ={**environ, **{name: value for name, value in ours.items() if name not in environ or name == "HEADRACE_CONFIG"}},
+        environ=ours | given,
     )
 
 

@@ -1,6 +1,7 @@
 """A child process: started so that it cannot outlive us, ready when it says so, stopped with grace."""
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
@@ -104,10 +105,8 @@ class Process:
 
     def kill(self) -> None:
         """At once, with everything it has started."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     def _forget(self) -> None:
         """Leave nothing of an ended process: neither children of its own nor its pipe."""

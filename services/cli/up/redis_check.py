@@ -37,10 +37,8 @@ def warnings(info: Info) -> list[str]:
     """What works, but not as most would want."""
     if info.get("aof_enabled"):
         return []
-    return [
-        "Redis has appendonly off: when it stops, accepted tasks are lost. "
-        "`redis-cli CONFIG SET appendonly yes`, and the same in redis.conf"
-    ]
+    what = "Redis has appendonly off: when it stops, accepted tasks are lost"
+    return [f"{what}. `redis-cli CONFIG SET appendonly yes`, and the same in redis.conf"]
 
 
 def parse_version(text: str) -> tuple[int, ...]:

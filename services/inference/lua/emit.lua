@@ -2,14 +2,22 @@
 -- emit: publish ranges of chunks of many running tasks, live and for replay, under one entry id each.
 -- KEYS     per task: task, log, bus
 -- ARGV     nonce, then per task: id, epoch, first, last, chunks event, journal ('' = none)
--- RETURNS  per task: 'ok' (written now or before) | 'fenced' | 'gap <last written>'
+-- RETURNS  per task: 'ok' (written now or before) | 'fenced' | 'gap <last written>' | 'wrongtype <key>'
 -- INVARIANT chunk numbers of an attempt are dense: a range is written once, and only behind the one before it.
 local nonce = ARGV[1]
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
+local function is(key, wanted)
+  local kind = redis.call('TYPE', key).ok
+  return kind == 'none' or kind == wanted
+end
+
 local function emit(task, log, bus, id, epoch, first, last, event, journal)
+  if not is(task, 'hash') then return 'wrongtype ' .. task end
+  if not is(log, 'stream') then return 'wrongtype ' .. log end
+  if not is(bus, 'stream') then return 'wrongtype ' .. bus end
   local state, current, owner, written, session = unpack(redis.call('HMGET', task,
     'state', 'epoch', 'owner', 'last', 'session'))
   if state ~= 'processing' or current ~= epoch or owner ~= nonce then return 'fenced' end

@@ -11,8 +11,12 @@ local nonce, result_kept_ms, log_kept_ms = ARGV[1], ARGV[2], ARGV[3]
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local outbox_kind = redis.call('TYPE', outbox).ok
-local outbox_broken = outbox_kind ~= 'none' and outbox_kind ~= 'stream'
+local function is(key, wanted)
+  local kind = redis.call('TYPE', key).ok
+  return kind == 'none' or kind == wanted
+end
+
+local outbox_broken = not is(outbox, 'stream')
 
 local function clear(entry)
   redis.call('XACK', work, 'workers', entry)
@@ -29,6 +33,9 @@ local function publish(log, bus, id, session, event, journal)
 end
 
 local function finish(task, log, bus, id, epoch, entry, first, last, chunks, journal, state, status, result, finished)
+  if not is(task, 'hash') then return 'wrongtype ' .. task end
+  if not is(log, 'stream') then return 'wrongtype ' .. log end
+  if not is(bus, 'stream') then return 'wrongtype ' .. bus end
   local before, current, owner, written, session, reply_to = unpack(redis.call('HMGET', task,
     'state', 'epoch', 'owner', 'last', 'session', 'reply_to'))
   if current ~= epoch or owner ~= nonce then
@@ -56,17 +63,14 @@ local function finish(task, log, bus, id, epoch, entry, first, last, chunks, jou
   return 'ok'
 end
 
+redis.call('XLEN', work)  -- raises before the first write if a key holds another type; so do the next lines
+redis.call('ZCARD', leases)
+local none_arriving, some_waiting = redis.call('XLEN', arrivals) == 0, false
+for lane = 5, 7 do some_waiting = redis.call('ZCARD', KEYS[lane]) > 0 or some_waiting end
 local verdicts = {}
 for item = 0, (#ARGV - 3) / 11 - 1 do
   local key, arg = 8 + item * 3, 4 + item * 11
   verdicts[#verdicts + 1] = finish(KEYS[key], KEYS[key + 1], KEYS[key + 2], unpack(ARGV, arg, arg + 10))
 end
-if redis.call('XLEN', arrivals) == 0 then
-  for lane = 5, 7 do
-    if redis.call('ZCARD', KEYS[lane]) > 0 then
-      redis.call('XADD', arrivals, '*', 'wake', 'slots')
-      break
-    end
-  end
-end
+if none_arriving and some_waiting then redis.call('XADD', arrivals, '*', 'wake', 'slots') end
 return verdicts

@@ -9,6 +9,10 @@ local work, workers, leases, arrivals = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local backlogs = {interactive = KEYS[5], normal = KEYS[6], batch = KEYS[7]}
 local worker, nonce, base, most, running = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1'
 
+redis.call('XLEN', work)  -- raises before the first write if a key holds another type; so do the next lines
+redis.call('XLEN', arrivals)
+redis.call('ZCARD', leases)
+for _, backlog in pairs(backlogs) do redis.call('ZCARD', backlog) end
 local handed_back = 0
 redis.call('HDEL', workers, worker)
 for _, entry in ipairs(redis.call('XRANGE', work, '-', '+', 'COUNT', most)) do

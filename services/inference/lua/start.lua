@@ -47,6 +47,8 @@ local function start(task, log, bus, id, epoch, entry)
   return {'run', attempt, spec, body, now_ms - created_at_ms}
 end
 
+redis.call('ZCARD', leases)  -- raises before the first write if a key holds another type; so does the next line
+redis.call('XLEN', work)
 local verdicts = {}
 for item = 0, (#ARGV - 3) / 3 - 1 do
   local key, arg = 3 + item * 3, 4 + item * 3

@@ -19,6 +19,8 @@ local function admit(task, id)
   return 'queued'
 end
 
+redis.call('XLEN', arrivals)  -- raises before the first write if a key holds another type; so does the next line
+for _, backlog in pairs(backlogs) do redis.call('ZCARD', backlog) end
 local verdicts, entries = {}, {}
 for item = 0, #ARGV / 2 - 1 do
   local id, entry = unpack(ARGV, item * 2 + 1, item * 2 + 2)

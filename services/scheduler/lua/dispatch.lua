@@ -11,6 +11,7 @@ local base, most, too_old_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local announced = redis.call('HGETALL', workers_key)
+for lane = 2, 4 do redis.call('ZCARD', KEYS[lane]) end  -- raises before the first write if a key holds another type
 local workers, free = {}, 0
 for i = 1, #announced, 2 do
   local beat_ms, slots = string.match(announced[i + 1], '^(%d+) (%d+) ')

@@ -23,6 +23,9 @@ local function requeue(id, crashes)
   redis.call('ZADD', backlogs[lane], 'NX', created_at_ms, id)
 end
 
+redis.call('XLEN', arrivals)  -- raises before the first write if a key holds another type; so do the next lines
+for _, backlog in pairs(backlogs) do redis.call('ZCARD', backlog) end
+local announced = redis.call('HGETALL', workers_key)
 local lost = redis.call('ZRANGEBYSCORE', leases, '-inf', now_ms, 'LIMIT', 0, most)
 for _, id in ipairs(lost) do
   redis.call('ZREM', leases, id)
@@ -30,7 +33,6 @@ for _, id in ipairs(lost) do
 end
 
 local unstarted, removed = 0, 0
-local announced = redis.call('HGETALL', workers_key)
 for i = 1, #announced, 2 do
   local beat_ms = string.match(announced[i + 1], '^(%d+) ')
   if now_ms - (beat_ms or 0) > too_old_ms then

@@ -1,0 +1,25 @@
+"""`headrace ask`: one question, its answer streamed."""
+
+import argparse
+
+import msgspec
+
+from services.cli.chat import ask
+from services.cli.failure import OK
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    def show(text: str) -> None:
+        if not arguments.json:
+            print(text, end="", flush=True)
+
+    told = await ask(
+        arguments.url,
+        arguments.model,
+        arguments.question,
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        on_text=show,
+    )
+    print(msgspec.json.encode(told).decode() if arguments.json else "")
+    return OK

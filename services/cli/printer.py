@@ -1,0 +1,52 @@
+"""Events of tasks on the terminal: text on stdout as it comes, what is about it on stderr."""
+
+import sys
+
+import msgspec
+
+from services.cli.follow import Message
+
+
+class Printer:
+    def __init__(self, *, json: bool, headed: bool) -> None:
+        """`headed`: name the task whenever another one goes on."""
+        self._json, self._headed = json, headed
+        self._current: tuple[str, int] = ("", 0)
+        self._in_line = False
+
+    def show(self, task: str, message: Message) -> None:
+        if self._json:
+            print(msgspec.json.encode({**message, "task": task} if task else message).decode(), flush=True)
+            return
+        match message["t"]:
+            case "d":
+                self._text(task, message.get("i", 0), message.get("d") or "")
+            case "done":
+                self._text(task, 0, message.get("text") or "")
+                self._note(task, f"done: {message.get('finish') or 'stop'}")
+            case "fail":
+                self._note(task, f"{message['status']}: {message['error']['message']}")
+            case "reset":
+                self._note(task, f"starts over: {message['why']}")
+            case "err":
+                self._note(task, f"error: {message['msg']}")
+
+    def tell(self, text: str) -> None:
+        """Something about the connection."""
+        if self._in_line:
+            print(flush=True)
+            self._in_line = False
+        print(text, file=sys.stderr, flush=True)
+
+    def _text(self, task: str, choice: int, text: str) -> None:
+        if not text:
+            return
+        if (task, choice) != self._current:
+            self._current = (task, choice)
+            if self._headed or choice:
+                self.tell(f"--- {task}" + (f" choice {choice}" if choice else ""))
+        print(text, end="", flush=True)
+        self._in_line = not text.endswith("\n")
+
+    def _note(self, task: str, text: str) -> None:
+        self.tell(f"[{task} {text}]" if self._headed else f"[{text}]")

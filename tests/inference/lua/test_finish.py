@@ -1,0 +1,180 @@
+"""finish.lua: one terminal transition, with everything that follows from it."""
+
+import pytest
+from msgspec.structs import replace
+
+from services.inference.scripts import finish
+from services.scheduler.scripts import Arrival, admit, dispatch, reap
+from shared.bus.client import Bus
+from shared.lifecycle import State
+from shared.messages import Chunks, Finished, decode_event
+from tests.support import tasks
+from tests.support.redis import assert_refused_whole, snapshot, spoil
+from tests.support.tasks import SHARD, emission, emit_one, ending, finish_one
+
+
+async def test_end_is_in_the_hash_the_log_and_on_the_bus(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    assert await finish_one(bus, owner, ending(hand, 1, 2, journal=b"[7]")) == "ok"
+    hash = await tasks.fields(bus, hand.id)
+    assert (hash["state"], hash["status"], hash["last"], hash["result"]) == ("completed", "200", "2", '{"said":"yes"}')
+    assert int(hash["finished_at_ms"]) >= int(hash["first_token_at_ms"]) >= int(hash["created_at_ms"])
+    log = await tasks.entries(bus, SHARD.log(hand.id))
+    assert [type(decode_event(event[b"e"])) for _, event in log] == [Chunks, Finished]
+    assert [event.get(b"j") for _, event in log] == [b"[7]", None]
+    assert [id for id, _ in await tasks.entries(bus, SHARD.bus(0))][-2:] == [id for id, _ in log]
+
+
+async def test_keys_of_the_task_expire_and_its_lease_and_work_entry_are_gone(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.ended(bus, owner)
+    assert 0 < await tasks.ttl_ms(bus, SHARD.task(hand.id)) <= tasks.RESULTS_KEPT_S * 1000
+    assert 0 < await tasks.ttl_ms(bus, SHARD.log(hand.id)) <= tasks.LOG_KEPT_S * 1000
+    assert await bus.commands.call("ZCARD", SHARD.leases) == 0
+    assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
+    assert (await bus.commands.call("XPENDING", SHARD.work(owner.worker), "workers"))[0] == 0
+
+
+async def test_repeat_is_ok_and_writes_nothing(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner, reply_to="orders")
+    await finish_one(bus, owner, ending(hand, 1, 1))
+    before = await snapshot(bus)
+    failed = replace(ending(hand, 1, 1), state=State.FAILED, status=500)
+    assert await finish_one(bus, owner, ending(hand, 1, 1)) == "ok"
+    assert await finish_one(bus, owner, failed) == "ok"
+    assert await snapshot(bus) == before
+
+
+async def test_tail_joins_what_was_emitted_and_overlap_is_dropped(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    joined, known, none = [await tasks.running(bus, owner) for _ in range(3)]
+    for hand in (joined, known, none):
+        await emit_one(bus, owner, emission(hand, 1, 2))
+    assert await finish_one(bus, owner, ending(joined, 3, 4)) == "ok"
+    assert await finish_one(bus, owner, ending(known, 1, 2)) == "ok"  # the emit's answer was lost
+    assert await finish_one(bus, owner, ending(none, 3, 2)) == "ok"
+    assert [len(await tasks.entries(bus, SHARD.log(hand.id))) for hand in (joined, known, none)] == [3, 2, 2]
+
+
+@pytest.mark.parametrize(("first", "last"), [(4, 5), (2, 3), (1, 3), (4, 3), (2, 1), (1, 0)])
+async def test_tail_that_does_not_join_is_refused_with_what_was_written(bus: Bus, first: int, last: int) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    await emit_one(bus, owner, emission(hand, 1, 2))
+    before = await snapshot(bus)
+    assert await finish_one(bus, owner, ending(hand, first, last)) == "gap 2"
+    assert await snapshot(bus) == before
+    assert await finish_one(bus, owner, ending(hand, 3, 3)) == "ok"
+
+
+async def test_rival_nonce_is_fenced_and_ends_nothing(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    before = await tasks.fields(bus, hand.id)
+    assert await finish_one(bus, replace(owner, nonce="other"), ending(hand, 1, 1)) == "fenced"
+    assert await tasks.fields(bus, hand.id) == before
+    assert await finish_one(bus, owner, ending(hand, 1, 1)) == "ok"
+
+
+@pytest.mark.parametrize("step", [-1, 1])
+async def test_other_epoch_is_fenced_and_its_slot_is_free(bus: Bus, step: int) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    before = await tasks.fields(bus, hand.id)
+    assert await finish_one(bus, owner, ending(replace(hand, epoch=hand.epoch + step), 1, 1)) == "fenced"
+    assert await tasks.fields(bus, hand.id) == before
+    assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
+
+
+async def test_unknown_task_is_fenced_and_made_by_nobody(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = replace(await tasks.ended(bus, owner), id=tasks.new_id())
+    assert await finish_one(bus, owner, ending(hand, 1, 1)) == "fenced"
+    assert await tasks.fields(bus, hand.id) == {}
+
+
+async def test_of_two_attempts_only_the_later_one_ends_the_task(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    first = await tasks.running(bus, owner)
+    await bus.commands.call("ZADD", SHARD.leases, 1, first.id)
+    await reap(bus, SHARD)
+    await dispatch(bus, SHARD)
+    (second,) = await tasks.hands(bus, owner)
+    await tasks.start(bus, owner, [second])
+    page = [ending(first, 1, 1), ending(second, 1, 1, attempt=2)]
+    verdicts = await finish(bus, owner, page, results_kept_s=60, log_kept_s=60)
+    assert verdicts == ["fenced", "ok"]
+    ends = [e for _, e in await tasks.entries(bus, SHARD.log(first.id)) if b"finished.v1" in e[b"e"]]
+    assert len(ends) == 1
+
+
+async def test_only_a_task_with_a_reply_stream_enters_the_outbox(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    await tasks.ended(bus, owner)
+    hand = await tasks.running(bus, owner, reply_to="orders")
+    await finish_one(bus, owner, ending(hand, 1, 0))
+    assert [entry for _, entry in await tasks.entries(bus, SHARD.outbox)] == [{b"t": hand.id.encode()}]
+
+
+async def test_freed_slot_wakes_the_scheduler_when_somebody_waits(bus: Bus) -> None:
+    owner = await tasks.worker(bus, slots=2)
+    first, second = [await tasks.running(bus, owner) for _ in range(2)]
+    await admit(bus, SHARD, [Arrival("", entry) for entry, _ in await tasks.entries(bus, SHARD.arrivals)])
+    await finish_one(bus, owner, ending(first, 1, 0))
+    assert await tasks.wakes(bus) == []
+    await tasks.admitted(bus)
+    await finish_one(bus, owner, ending(second, 1, 0))
+    assert await tasks.wakes(bus) == [b"slots"]
+
+
+async def test_arrival_that_waits_anyway_is_wake_up_enough(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    await tasks.admitted(bus)
+    await tasks.submitted(bus)
+    await finish_one(bus, owner, ending(hand, 1, 0))
+    assert b"slots" not in await tasks.wakes(bus)
+
+
+@pytest.mark.keeps_keys
+@pytest.mark.parametrize("kind", ["task", "log", "bus", "leases", "work", "outbox", "in", "backlog"])
+async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, kind: str) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner, reply_to="orders")
+    key = {
+        "task": SHARD.task(hand.id),
+        "log": SHARD.log(hand.id),
+        "bus": SHARD.bus(0),
+        "leases": SHARD.leases,
+        "work": SHARD.work("w1"),
+        "outbox": SHARD.outbox,
+        "in": SHARD.arrivals,
+        "backlog": SHARD.backlogs[2],
+    }[kind]
+
+    async def call() -> list[str]:
+        return await finish(bus, owner, [ending(hand, 1, 1)], results_kept_s=60, log_kept_s=60)
+
+    await assert_refused_whole(bus, key, call)
+
+
+@pytest.mark.keeps_keys
+async def test_spoiled_neighbours_do_not_keep_a_task_from_ending(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    gone, unlogged, unreplied, good = (
+        await tasks.running(bus, owner),
+        await tasks.running(bus, owner),
+        await tasks.running(bus, owner, reply_to="orders"),
+        await tasks.running(bus, owner),
+    )
+    for key in (SHARD.task(gone.id), SHARD.log(unlogged.id), SHARD.outbox):
+        await spoil(bus, key)
+    page = [ending(hand, 1, 1) for hand in (gone, unlogged, unreplied, good)]
+    assert await finish(bus, owner, page, results_kept_s=60, log_kept_s=60) == [
+        f"wrongtype {SHARD.task(gone.id)}",
+        f"wrongtype {SHARD.log(unlogged.id)}",
+        f"wrongtype {SHARD.outbox}",
+        "ok",
+    ]

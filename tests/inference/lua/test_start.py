@@ -1,0 +1,133 @@
+"""start.lua: one nonce holds an epoch."""
+
+import asyncio
+
+import pytest
+from msgspec.structs import replace
+
+from services.inference.scripts import Running, start
+from services.scheduler.scripts import dispatch, reap
+from shared.bus.client import Bus
+from shared.lifecycle import LEASE_MS
+from shared.messages import Reset, Started, decode_event
+from tests.support import tasks
+from tests.support.redis import assert_refused_whole, snapshot, spoil
+from tests.support.tasks import SHARD
+
+
+async def test_task_starts_with_spec_body_owner_and_lease(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.handed(bus, owner)
+    (run,) = await start(bus, owner, [hand])
+    hash = await tasks.fields(bus, hand.id)
+    assert isinstance(run, Running)
+    assert (run.attempt, run.body, run.spec) == (1, tasks.BODY, hash["spec"].encode())
+    assert 0 <= run.waited_ms < LEASE_MS
+    assert (hash["state"], hash["owner"], hash["worker"], hash["attempts"], hash["last"]) == (
+        *("processing", owner.nonce, "w1", "1", "0"),
+    )
+    assert await bus.commands.call("ZSCORE", SHARD.leases, hand.id) is not None
+
+
+async def test_start_is_told_on_the_bus_and_not_in_the_log(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    ((_, news),) = await tasks.entries(bus, SHARD.bus(0))
+    assert decode_event(news[b"e"]) == Started(attempt=1, worker="w1")
+    assert await bus.commands.call("EXISTS", SHARD.log(hand.id)) == 0
+
+
+async def test_repeat_by_the_same_nonce_gets_the_same_answer_and_writes_nothing(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.handed(bus, owner)
+    (first,) = await start(bus, owner, [hand])
+    before = await snapshot(bus)
+    (again,) = await start(bus, owner, [hand])
+    assert isinstance(first, Running)
+    assert isinstance(again, Running)
+    assert replace(again, waited_ms=first.waited_ms) == first
+    assert await snapshot(bus) == before
+
+
+async def test_of_two_rivals_one_runs_and_the_other_is_stale(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.handed(bus, owner)
+    rival = replace(owner, nonce="other")
+    (won,), (lost,) = await asyncio.gather(start(bus, owner, [hand]), start(bus, rival, [hand]))
+    assert isinstance(won, Running)
+    assert lost == "stale"
+
+
+@pytest.mark.parametrize("step", [-1, 1])
+async def test_other_epoch_is_stale_and_its_entry_is_cleared(bus: Bus, step: int) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.handed(bus, owner)
+    assert await start(bus, owner, [replace(hand, epoch=hand.epoch + step)]) == ["stale"]
+    assert (await tasks.fields(bus, hand.id))["state"] == "pending"
+    assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
+    assert (await bus.commands.call("XPENDING", SHARD.work(owner.worker), "workers"))[0] == 0
+
+
+async def test_ended_and_unknown_tasks_are_stale(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    done = await tasks.ended(bus, owner)
+    unknown = replace(done, id=tasks.new_id())
+    assert await start(bus, owner, [done, unknown]) == ["stale", "stale"]
+    assert (await tasks.fields(bus, done.id))["state"] == "completed"
+
+
+async def lose(bus: Bus, id: str) -> None:
+    await bus.commands.call("ZADD", SHARD.leases, 1, id)
+    assert (await reap(bus, SHARD)).running == 1
+    assert (await dispatch(bus, SHARD)).handed_out == 1
+
+
+async def test_second_attempt_after_output_says_reset_live_and_in_the_log(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    assert await tasks.emit_one(bus, owner, tasks.emission(hand, 1, 2)) == "ok"
+    await lose(bus, hand.id)
+    (again,) = await tasks.hands(bus, owner)
+    (run,) = await start(bus, owner, [again])
+    assert isinstance(run, Running)
+    assert run.attempt == 2
+    *_, (live_id, news) = await tasks.entries(bus, SHARD.bus(0))
+    *_, (kept_id, event) = await tasks.entries(bus, SHARD.log(hand.id))
+    assert live_id == kept_id
+    assert decode_event(news[b"e"]) == decode_event(event[b"e"]) == Reset(attempt=2, why="retry")
+    assert await tasks.emit_one(bus, owner, tasks.emission(again, 1, 1, attempt=2)) == "ok"
+
+
+async def test_second_attempt_without_output_needs_no_reset(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    await lose(bus, hand.id)
+    await start(bus, owner, await tasks.hands(bus, owner))
+    *_, (_, news) = await tasks.entries(bus, SHARD.bus(0))
+    assert decode_event(news[b"e"]) == Started(attempt=2, worker="w1")
+    assert await bus.commands.call("EXISTS", SHARD.log(hand.id)) == 0
+
+
+@pytest.mark.parametrize("kind", ["task", "log", "bus", "leases", "work"])
+@pytest.mark.keeps_keys
+async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, kind: str) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.handed(bus, owner)
+    key = {
+        "task": SHARD.task(hand.id),
+        "log": SHARD.log(hand.id),
+        "bus": SHARD.bus(0),
+        "leases": SHARD.leases,
+        "work": SHARD.work("w1"),
+    }[kind]
+    await assert_refused_whole(bus, key, lambda: start(bus, owner, [hand]))
+
+
+@pytest.mark.keeps_keys
+async def test_spoiled_task_does_not_disturb_its_neighbours(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    spoiled, good = [await tasks.handed(bus, owner) for _ in range(2)]
+    await spoil(bus, SHARD.task(spoiled.id))
+    first, second = await start(bus, owner, [spoiled, good])
+    assert first == SHARD.task(spoiled.id)
+    assert isinstance(second, Running)

@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+
+from shared.config import DEFAULT_POOLS, Config, EchoOptions, Limits, load
+from shared.errors import ConfigError
+
+
+def read(folder: Path, text: str) -> Config:
+    path = folder / "headrace.toml"
+    path.write_text(text)
+    return load(str(path))
+
+
+def faults(folder: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read(folder, text)
+    return str(caught.value)
+
+
+def test_empty_file_is_the_default_deployment(tmp_path: Path) -> None:
+    config = read(tmp_path, "")
+    assert (config.pools, config.limits) == (DEFAULT_POOLS, Limits())
+
+
+def test_without_a_file_there_are_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(None) == Config(pools=DEFAULT_POOLS)
+
+
+def test_file_of_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "headrace.toml").write_text("[limits]\nbacklog = 7")
+    assert load(None).limits.backlog == 7
+
+
+def test_everything_that_can_be_said(tmp_path: Path) -> None:
+    config = read(
+        tmp_path,
+        """
+        [pools.big-1]
+        model = "big"
+        engine = "vllm"
+        shards = 2
+        partitions = 16
+        slots = 64
+        [pools.big-1.vllm]
+        source = "/models/big"
+        options = { "max-model-len" = 2048, dtype = "bfloat16", eager = true, share = 0.9 }
+        [pools.small]
+        model = "small"
+        engine = "echo"
+        [pools.small.echo]
+        tokens_per_s = 50
+        first_token_ms = 20
+        [limits]
+        body_bytes = 2048
+        log_kept_s = 60
+        """,
+    )
+    big, small = config.pools["big-1"], config.pools["small"]
+    assert (big.shards, big.partitions, big.slots, big.vllm.source) == (2, 16, 64, "/models/big")
+    assert big.vllm.options == {"max-model-len": 2048, "dtype": "bfloat16", "eager": True, "share": 0.9}
+    assert small.echo == EchoOptions(tokens_per_s=50, first_token_ms=20)
+    assert (config.limits.body_bytes, config.limits.log_kept_s) == (2048, 60)
+
+
+def test_every_fault_is_told_at_once_with_its_key(tmp_path: Path) -> None:
+    told = faults(
+        tmp_path,
+        """
+        [pool.x]
+        [pools.Bad_Name]
+        model = "a"
+        [pools.x]
+        shards = 0
+        engine = "onnx"
+        slotz = 1
+        [pools.x.echo]
+        tokens_per_s = "fast"
+        [limits]
+        backlog = 0
+        """,
+    )
+    assert "headrace.toml has 8 faults:" in told
+    for fault in (
+        "pool: unknown",
+        "pools.Bad_Name: a pool's name is 1 to 32 of a-z, 0-9 and -",
+        "pools.x.model is missing",
+        "pools.x.shards is 0: Expected `int` >= 1",
+        "pools.x.engine is 'onnx': allowed: vllm, echo",
+        "pools.x.slotz: unknown; did you mean pools.x.slots?",
+        "pools.x.echo.tokens_per_s is 'fast'",
+        "limits.backlog is 0: Expected `int` >= 1",
+    ):
+        assert fault in told
+
+
+def test_two_pools_may_not_serve_one_model(tmp_path: Path) -> None:
+    told = faults(tmp_path, '[pools.a]\nmodel = "m"\n[pools.b]\nmodel = "m"')
+    assert "pools.b.model is 'm': the pool a serves it already" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("pools = 3", "pools is 3: expected a table, [pools]"),
+        ("[pools]\nx = 3", "pools.x is 3: expected a table, [pools.x]"),
+        ('[pools.x]\nmodel = "m"\nvllm = 3', "pools.x.vllm is 3: expected a table, [pools.x.vllm]"),
+        ("limits = []", "limits is []: expected a table, [limits]"),
+        ("[pools.x]\nmodel = ''", "pools.x.model is ''"),
+        ("x =", "is not valid TOML"),
+    ],
+)
+def test_wrong_shapes_are_named(tmp_path: Path, text: str, fault: str) -> None:
+    assert fault in faults(tmp_path, text)
+
+
+def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"missing.toml cannot be read: No such file"):
+        load(str(tmp_path / "missing.toml"))
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        load(str(tmp_path / "binary.toml"))
+
+
+def test_path_of_the_file_is_kept(tmp_path: Path) -> None:
+    assert read(tmp_path, "").path == str(tmp_path / "headrace.toml")
