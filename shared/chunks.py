@@ -95,7 +95,9 @@ def assemble(route: str, chunks: Iterable[bytes]) -> Assembled:
     if route == CHAT:
         head["object"] = "chat.completion"
         for choice in whole:
-            choice["message"] = choice.pop("delta", {})
+            choice["message"] = message = choice.pop("delta", {})
+            for call in message.get("tool_calls") or ():
+                call.pop("index", None)  # the stream's own
     usage = head.get("usage")
     return Assembled(
         msgspec.json.encode({**head, "choices": whole}),

@@ -91,12 +91,14 @@ def _parse(path: str, data: dict[str, Any]) -> Config:
     for key in data:
         if key not in ("pools", "limits"):
             faults.append(f"{key}: unknown; known: limits, pools")
-    pools = {name: _pool(name, table, faults) for name, table in _table(data, "pools", faults).items()}
+    tables = _table(data, "pools", faults)
+    pools = {name: _pool(name, table, faults) for name, table in tables.items()}
     limits = read_fields(Limits, _table(data, "limits", faults), lambda field: f"limits.{field}", faults)
     models: dict[str, str] = {}
-    for name, pool in pools.items():
-        if pool is not None and models.setdefault(pool.model, name) != name:
-            faults.append(f"pools.{name}.model is {pool.model!r}: the pool {models[pool.model]} serves it already")
+    for name, table in tables.items():  # not `pools`: a pool with a fault elsewhere counts too
+        model = table.get("model") if isinstance(table, dict) else None
+        if isinstance(model, str) and models.setdefault(model, name) != name:
+            faults.append(f"pools.{name}.model is {model!r}: the pool {models[model]} serves it already")
     if faults:
         raise ConfigError("\n".join([f"{path} has {len(faults)} faults:", *(f"  {fault}" for fault in faults)]))
     valid = {name: pool for name, pool in pools.items() if pool is not None}

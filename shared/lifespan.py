@@ -22,6 +22,8 @@ from shared.settings import CommonSettings, from_environment
 
 log = logging.getLogger(__name__)
 
+ORPHAN_S = 2.0
+"""What a service whose parent was killed may still take; leases and groups of the dead are dealt with by others."""
 DRAIN_S = 20.0
 """What a stopping service may take to finish what it has begun; less than the 30 s that orchestrators grant."""
 
@@ -59,10 +61,16 @@ def _complain(service: str, error: Exception, *, code: int) -> int:
 
 def stop_requested() -> asyncio.Event:
     """An event that SIGTERM or SIGINT sets."""
-    stop = asyncio.Event()
+    stop, parent = asyncio.Event(), os.getppid()
     loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        stop.set()
+        if os.getppid() != parent:  # Redis went with the parent too: nothing can be handed back
+            loop.call_later(ORPHAN_S, os._exit, 1)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, on_signal)
     return stop
 
 

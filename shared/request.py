@@ -208,7 +208,7 @@ def _decode(decoder: Any, data: bytes, shape: type[Struct] | None, *, prefix: st
         return decoder.decode(data)
     except msgspec.ValidationError as error:
         raise _explain(error, shape, prefix) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         where = f"`{prefix}`" if prefix else "The body"
         raise InvalidRequest(f"{where} is not valid JSON: {error}", param=prefix or None) from None
 

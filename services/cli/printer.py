@@ -32,11 +32,9 @@ class Printer:
                 self._note(task, f"error: {message['msg']}")
 
     def tell(self, text: str) -> None:
-        """Something about the connection."""
-        if self._in_line:
-            print(flush=True)
-            self._in_line = False
-        print(text, file=sys.stderr, flush=True)
+        """Something about the connection; the text on stdout is not touched by it."""
+        start = "\n" if self._in_line and sys.stdout.isatty() else ""
+        print(start + text, file=sys.stderr, flush=True)
 
     def _text(self, task: str, choice: int, text: str) -> None:
         if not text:
@@ -44,9 +42,16 @@ class Printer:
         if (task, choice) != self._current:
             self._current = (task, choice)
             if self._headed or choice:
-                self.tell(f"--- {task}" + (f" choice {choice}" if choice else ""))
+                self._end_line()
+                print(f"--- {task}" + (f" choice {choice}" if choice else ""))
         print(text, end="", flush=True)
         self._in_line = not text.endswith("\n")
 
     def _note(self, task: str, text: str) -> None:
-        self.tell(f"[{task} {text}]" if self._headed else f"[{text}]")
+        self._end_line()
+        print(f"[{task} {text}]" if self._headed else f"[{text}]", file=sys.stderr, flush=True)
+
+    def _end_line(self) -> None:
+        if self._in_line:
+            print(flush=True)
+            self._in_line = False

@@ -44,11 +44,7 @@ class Worker:
 
     async def on_work(self, entries: list[Entry]) -> Sequence[bytes]:
         """Take what was handed to this worker. The scripts clear the entries, so none is named as done."""
-        hands = [
-            Hand(entry.fields[b"t"].decode(), int(entry.fields[b"e"]), entry.id)
-            for entry in entries
-            if entry.fields and entry.fields[b"t"].decode() not in self.runs
-        ]
+        hands, foreign = self._sort(entries)
         for first in range(0, len(hands), MAX_ITEMS):
             page = hands[first : first + MAX_ITEMS]
             for hand, verdict in zip(page, await start(self._bus, self._owner, page), strict=True):
@@ -56,7 +52,20 @@ class Worker:
                     self._begin(Run(hand, verdict))
                 elif verdict != "stale":
                     log.error("task %s cannot start: %s holds a type that is not Headrace's", hand.id, verdict)
-        return ()
+        return foreign
+
+    def _sort(self, entries: list[Entry]) -> tuple[list[Hand], list[bytes]]:
+        """What to start, and the entries that no dispatch of ours has written (or that are gone): done with."""
+        hands, foreign = [], []
+        for entry in entries:
+            try:
+                hand = Hand(entry.fields[b"t"].decode(), int(entry.fields[b"e"]), entry.id)
+            except (KeyError, ValueError):
+                foreign.append(entry.id)
+                continue
+            if hand.id not in self.runs:
+                hands.append(hand)
+        return hands, foreign
 
     def abort(self, run: Run) -> None:
         """Stop working on a task that is no longer this worker's."""
@@ -147,6 +156,9 @@ class Worker:
                 return
             if verdict.startswith("gap"):
                 run.published = int(verdict[4:])
+                if run.published > len(run.chunks):  # another generation's output; its lease decides
+                    log.error("task %s has %d chunks published, this run made fewer", run.id, run.published)
+                    return
             else:
                 log.error("task %s waits to end: %s holds a type that is not Headrace's", run.id, verdict[10:])
                 await asyncio.sleep(1)

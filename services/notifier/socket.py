@@ -143,7 +143,7 @@ class Socket:
                 raise Closing(Close.BAD_MESSAGE)
             try:
                 parts = frames.decode_frame(data)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, RecursionError):
                 raise Closing(Close.BAD_MESSAGE) from None
             for part in parts:
                 self._on_part(part)
@@ -151,7 +151,7 @@ class Socket:
     def _on_part(self, part: Raw) -> None:
         try:
             message = frames.decode_message(part)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._complain(Err(code="bad_request", msg=str(error)))
             return
         if self._phase is Phase.GREETING and not isinstance(message, Hello):

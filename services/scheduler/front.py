@@ -130,7 +130,7 @@ def _said(entry: Entry, field: str) -> str:
         return entry.fields[field.encode()].decode(errors="replace")[:200]
     try:
         said = msgspec.json.decode(entry.fields.get(b"task", b"{}"))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     value = said.get(field) if isinstance(said, dict) else None
     return value if isinstance(value, str) else ""

@@ -180,16 +180,20 @@ class Connection:
         read = self._link.read_response
         unanswered = self._unanswered
         while True:
+            refusal = None
             try:
                 reply = await read(timeout=math.inf)
             except ResponseError as error:
-                future, _ = unanswered.popleft()
-                if not future.done():
-                    future.set_exception(translate(error))
+                refusal = translate(error)
+            if not unanswered:
+                raise ConnectionLost("Redis answered what nobody asked")
+            future, _ = unanswered.popleft()
+            if future.done():
+                continue
+            if refusal is None:
+                future.set_result(reply)
             else:
-                future, _ = unanswered.popleft()
-                if not future.done():
-                    future.set_result(reply)
+                future.set_exception(refusal)
 
     async def _watch(self) -> None:
         while True:

@@ -110,6 +110,7 @@ class Tail:
             for listeners in [*self._tasks.values(), *self._sessions.values()]:
                 for listener in list(listeners):
                     listener.on_gap()
+        self.last_pass_s, self.fault = monotonic_s(), None
         self.joined.set()
 
     async def _last_id(self, stream: str) -> bytes:

@@ -34,8 +34,8 @@ GOLDEN: list[tuple[Message, bytes]] = [
             context=Raw(b'{"a":1}'),
             metadata=Raw(b"{}"),
         ),
-        b'{"type":"task.v1","route":"/v1/chat/completions","model":"m","tenant":"default","lane":"batch","streamed":true,'
-        b'"session":"s","user":"u","reply_to":"r","task_id":"p","template_id":"default","context":{"a":1},"metadata":{}}',
+        (b'{"type":"task.v1","route":"/v1/chat/completions","model":"m","tenant":"default","lane":"batch","streamed":true,'
+         b'"session":"s","user":"u","reply_to":"r","task_id":"p","template_id":"default","context":{"a":1},"metadata":{}}'),
     ),
     (Pending(model="m", lane=Lane.NORMAL), b'{"type":"pending.v1","model":"m","lane":"normal"}'),
     (Started(attempt=1, worker="w"), b'{"type":"started.v1","attempt":1,"worker":"w"}'),
@@ -60,20 +60,20 @@ GOLDEN: list[tuple[Message, bytes]] = [
             finish_reason="stop",
             usage=Raw(b'{"total_tokens":5}'),
         ),
-        b'{"type":"finished.v1","attempt":2,"last":7,"state":"failed","status":500,"streamed":true,"result":{"x":1},'
-        b'"error":{"message":"no","type":"server_error","param":null,"code":"engine_error"},"finish_reason":"stop",'
-        b'"usage":{"total_tokens":5}}',
+        (b'{"type":"finished.v1","attempt":2,"last":7,"state":"failed","status":500,"streamed":true,"result":{"x":1},'
+         b'"error":{"message":"no","type":"server_error","param":null,"code":"engine_error"},"finish_reason":"stop",'
+         b'"usage":{"total_tokens":5}}'),
     ),
     (
         Reply(event="t:1", id="t", task_id="p", status="completed", model="m", user="u", result=Raw(b"{}"), text="hi",
               context=Raw(b"{}"), metadata=Raw(b"{}"), created_at_ms=1, finished_at_ms=2),
-        b'{"type":"reply.v1","event":"t:1","id":"t","task_id":"p","status":"completed","model":"m","user":"u","result":{},'
-        b'"text":"hi","context":{},"metadata":{},"created_at_ms":1,"finished_at_ms":2}',
+        (b'{"type":"reply.v1","event":"t:1","id":"t","task_id":"p","status":"completed","model":"m","user":"u","result":{},'
+         b'"text":"hi","context":{},"metadata":{},"created_at_ms":1,"finished_at_ms":2}'),
     ),
     (
         Reply(event="1-0:0", status="failed", error=ErrorBody(message="no", type="invalid_request_error")),
-        b'{"type":"reply.v1","event":"1-0:0","status":"failed",'
-        b'"error":{"message":"no","type":"invalid_request_error","param":null,"code":null}}',
+        (b'{"type":"reply.v1","event":"1-0:0","status":"failed",'
+         b'"error":{"message":"no","type":"invalid_request_error","param":null,"code":null}}'),
     ),
     (
         Announcement(model="m", engine="echo", slots=4, running=1, waiting=0, kv_use=0.5),

@@ -5,14 +5,13 @@ import statistics
 import time
 
 import redis.asyncio
-import uvloop
 
 from shared.bus.connection import Connection
 from shared.clock import monotonic_s
 from tests.support.redis import redis_server
 
 VALUE = b"x" * 256
-COUNT, CALLERS, ROUNDS = 20_000, 64, 3
+COUNT, CALLERS = 20_000, 64
 
 
 async def ours(url: str, callers: int) -> tuple[float, float]:
@@ -44,18 +43,14 @@ async def measure(call, callers: int) -> tuple[float, float]:  # type: ignore[no
     return count / (monotonic_s() - began_at_s), (time.process_time() - cpu_s) * 1e6 / count
 
 
-async def main() -> None:
+async def main(rounds: int) -> None:
     with redis_server() as url:
         print("XADD of 256 bytes, one process")
         for callers in (1, CALLERS):
-            rows = [(await theirs(url, callers), await ours(url, callers)) for _ in range(ROUNDS)]
+            rows = [(await theirs(url, callers), await ours(url, callers)) for _ in range(rounds)]
             for name, column in (("redis-py", 0), ("bus", 1)):
                 rate = statistics.median(row[column][0] for row in rows)
                 cpu = statistics.median(row[column][1] for row in rows)
                 print(f"  {callers:3} at once  {name:9} {rate:9.0f} ops/s  {cpu:6.1f} us CPU an operation")
             ratio = statistics.median(row[1][0] / row[0][0] for row in rows)
             print(f"  {callers:3} at once  ratio     {ratio:9.1f}")
-
-
-if __name__ == "__main__":
-    uvloop.run(main())

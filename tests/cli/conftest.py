@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import redis
 from tests.support.deployment import Deployment, deployment
-from tests.support.redis import answers as redis_answers
-from tests.support.redis import find_server, free_port
 from tests.support.waiting import wait_blocking
 
 
@@ -46,16 +45,16 @@ class Shell:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def processes(self) -> list[int]:
-        """Everything that still runs of what was started here, known by its environment."""
-        mark = f"XDG_STATE_HOME={self.folder}\0".encode()
-        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _has(entry, mark)]
+        """Everything that still runs of what was started here."""
+        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and self._is_ours(entry)]
 
-
-def _has(process: Path, mark: bytes) -> bool:
-    try:
-        return mark in (process / "environ").read_bytes()
-    except OSError:
-        return False
+    def _is_ours(self, process: Path) -> bool:
+        """By its environment, or, for a Redis, which overwrites that, by its working folder."""
+        try:
+            mark = f"XDG_STATE_HOME={self.folder}\0".encode()
+            return mark in (process / "environ").read_bytes() or self.folder in (process / "cwd").readlink().parents
+        except OSError:
+            return False
 
 
 @pytest.fixture
@@ -81,12 +80,23 @@ def client(running: Deployment, tmp_path: Path) -> Shell:
 @contextmanager
 def redis_with(folder: Path, *options: str) -> Iterator[str]:
     """The URL of a Redis with settings of its own."""
-    port = free_port()
-    argv = [find_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *options]
+    port = redis.free_port()
+    argv = [
+        redis.find_server(),
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--dir",
+        str(folder),
+        *options,
+    ]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as server:
         try:
             url = f"redis://127.0.0.1:{port}"
-            wait_blocking(lambda: redis_answers(url), f"redis-server answers at {url}")
+            wait_blocking(lambda: redis.answers(url), f"redis-server answers at {url}")
             yield url
         finally:
             server.kill()

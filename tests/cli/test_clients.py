@@ -1,6 +1,7 @@
 """The commands that are clients, against a running deployment."""
 
 import json
+import select
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from services.cli.failure import FAULT, OK, TASK_FAILED, USAGE
 from tests.cli.conftest import Shell
 from tests.support.deployment import Deployment
+from tests.support.waiting import wait_blocking
 
 MODEL = "smollm2-135m-instruct"
 
@@ -80,11 +82,18 @@ def test_watch_tells_machines_every_message(client: Shell) -> None:
 def test_watch_of_a_session_sees_tasks_that_come_later(client: Shell) -> None:
     with client.start("watch", "--json", "--session", "ann") as watching:
         assert watching.stdout is not None
-        seen: list[str] = []
-        while "done" not in seen:  # until the subscription stands a task may pass unseen, so there is another
-            client.run("submit", "--session", "ann", "hello ann")
-            seen += [json.loads(watching.stdout.readline())["t"] for _ in range(2)]
-    assert "d" in seen or "done" in seen
+        out = watching.stdout
+
+        def heard() -> bool:
+            """A task that ended before the subscription stood is not told, so there is another each time."""
+            assert client.run("submit", "--session", "ann", "hello ann").returncode == OK
+            return bool(select.select([out], [], [], 0)[0])
+
+        wait_blocking(heard, "the session's events arrive")
+        kinds = [""]
+        while kinds[-1] != "done":
+            kinds.append(json.loads(out.readline())["t"])
+    assert "d" in kinds
 
 
 def test_tasks_lists_the_newest_first_and_shows_one(client: Shell) -> None:

@@ -118,7 +118,6 @@ def call(index: int, **function: str) -> dict[str, Any]:
     return {"index": index, "function": function}
 
 
-# BUG shown: shared/chunks.py leaves the stream's `index` in each tool call of the assembled answer.
 def test_tool_calls_are_joined_by_their_index() -> None:
     """A whole answer's tool calls carry no `index`: it is the stream's own."""
     chunks = [

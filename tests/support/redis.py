@@ -41,7 +41,7 @@ def redis_server() -> Iterator[str]:
     with TemporaryDirectory(prefix="headrace-redis-") as folder:
         port = free_port()
         arguments = [find_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
-        with open(Path(folder) / "log", "wb") as log:
+        with (Path(folder) / "log").open("wb") as log:
             server = subprocess.Popen(arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
             url = f"redis://127.0.0.1:{port}"
@@ -162,6 +162,11 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
         self._writers.clear()
+
+    def inject(self, data: bytes) -> None:
+        """Send the newest client what Redis did not say."""
+        client, _ = self._writers[-2:]
+        client.write(data)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

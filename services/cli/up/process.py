@@ -67,22 +67,26 @@ class Process:
 
     async def ready(self) -> str | None:
         """The URL at which it serves ("" if it has none to tell); None: it ended before."""
-        while self._child.poll() is None:
-            if self.program.answers is not None:
-                if await self.program.answers():
-                    return ""
-            elif url := self._announcement():
+        while True:
+            ended = self._child.poll() is not None
+            if (url := await self._told()) is not None:
                 return url
+            if ended:
+                return None
             await asyncio.sleep(POLL_S)
-        return None
 
-    def _announcement(self) -> str:
+    async def _told(self) -> str | None:
+        if self.program.answers is not None:
+            return "" if await self.program.answers() else None
+        return self._announcement()
+
+    def _announcement(self) -> str | None:
         try:
             self._announced += os.read(self._ready, 4096)
         except BlockingIOError:
-            return ""
+            return None
         if not self._announced.endswith(b"\n"):
-            return ""
+            return None
         return str(msgspec.json.decode(self._announced)["url"])
 
     async def ended(self) -> str:

@@ -9,22 +9,18 @@ local nonce = ARGV[1]
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local function is(key, wanted)
-  local kind = redis.call('TYPE', key).ok
-  return kind == 'none' or kind == wanted
-end
-
+-- An error is a table; XLEN and XADD answer none.
 local function emit(task, log, bus, id, epoch, first, last, event, journal)
-  if not is(task, 'hash') then return 'wrongtype ' .. task end
-  if not is(log, 'stream') then return 'wrongtype ' .. log end
-  if not is(bus, 'stream') then return 'wrongtype ' .. bus end
-  local state, current, owner, written, session = unpack(redis.call('HMGET', task,
-    'state', 'epoch', 'owner', 'last', 'session'))
+  local found = redis.pcall('HMGET', task, 'state', 'epoch', 'owner', 'last', 'session')
+  if found.err then return 'wrongtype ' .. task end
+  local state, current, owner, written, session = unpack(found)
   if state ~= 'processing' or current ~= epoch or owner ~= nonce then return 'fenced' end
   first, last, written = tonumber(first), tonumber(last), tonumber(written)
   if last <= written then return 'ok' end
   if first ~= written + 1 then return 'gap ' .. written end
-  local entry = redis.call('XADD', bus, 'MINID', '~', now_ms - 120000, '*', 't', id, 's', session, 'e', event)
+  if type(redis.pcall('XLEN', log)) == 'table' then return 'wrongtype ' .. log end
+  local entry = redis.pcall('XADD', bus, 'MINID', '~', now_ms - 120000, '*', 't', id, 's', session, 'e', event)
+  if type(entry) == 'table' then return 'wrongtype ' .. bus end
   if journal ~= '' then
     redis.call('XADD', log, entry, 'e', event, 'j', journal)
   else

@@ -33,11 +33,11 @@ local function publish(log, bus, id, session, event, journal)
 end
 
 local function finish(task, log, bus, id, epoch, entry, first, last, chunks, journal, state, status, result, finished)
-  if not is(task, 'hash') then return 'wrongtype ' .. task end
   if not is(log, 'stream') then return 'wrongtype ' .. log end
   if not is(bus, 'stream') then return 'wrongtype ' .. bus end
-  local before, current, owner, written, session, reply_to = unpack(redis.call('HMGET', task,
-    'state', 'epoch', 'owner', 'last', 'session', 'reply_to'))
+  local found = redis.pcall('HMGET', task, 'state', 'epoch', 'owner', 'last', 'session', 'reply_to')
+  if found.err then return 'wrongtype ' .. task end
+  local before, current, owner, written, session, reply_to = unpack(found)
   if current ~= epoch or owner ~= nonce then
     clear(entry)
     return 'fenced'

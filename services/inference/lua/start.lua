@@ -4,7 +4,8 @@
 -- ARGV     worker, nonce, lease (ms), then per task: id, epoch, entry id
 -- RETURNS  per task: {'run', attempt, spec, body, waited (ms)} | {'stale'} (not this worker's any more; its entry is cleared)
 --          | {'wrongtype', key}
--- INVARIANT one nonce holds an epoch. A repeat by the same nonce gets the same answer.
+-- INVARIANT one nonce holds an epoch. A repeat by the same nonce gets the same answer, until output was published: then the
+--          worker has lost the run, and what it makes now is another attempt.
 local leases, work = KEYS[1], KEYS[2]
 local worker, nonce, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
@@ -27,9 +28,10 @@ local function start(task, log, bus, id, epoch, entry)
   if not is(bus, 'stream') then return {'wrongtype', bus} end
   local state, current, owner, attempts, last, session, spec, body, created_at_ms = unpack(redis.call('HMGET', task,
     'state', 'epoch', 'owner', 'attempts', 'last', 'session', 'spec', 'body', 'created_at_ms'))
-  if state == 'processing' and current == epoch and owner == nonce then
+  local mine, published = state == 'processing' and current == epoch and owner == nonce, (tonumber(last) or 0) > 0
+  if mine and not published then
     return {'run', tonumber(attempts), spec, body, now_ms - created_at_ms}
-  elseif state ~= 'pending' or current ~= epoch then
+  elseif not mine and (state ~= 'pending' or current ~= epoch) then
     redis.call('XACK', work, 'workers', entry)
     redis.call('XDEL', work, entry)
     return {'stale'}
@@ -38,7 +40,7 @@ local function start(task, log, bus, id, epoch, entry)
   redis.call('HSET', task, 'state', 'processing', 'owner', nonce, 'worker', worker, 'attempts', attempt, 'last', 0,
     'started_at_ms', now_ms)
   redis.call('ZADD', leases, now_ms + lease_ms, id)
-  if (tonumber(last) or 0) > 0 then
+  if published then
     announce(log, bus, id, session, '{"type":"reset.v1","attempt":' .. attempt .. ',"why":"retry"}', true)
   else
     local event = '{"type":"started.v1","attempt":' .. attempt .. ',"worker":"' .. worker .. '"}'

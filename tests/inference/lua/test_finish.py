@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from services.inference.scripts import finish
+from services.inference.scripts import finish, start
 from services.scheduler.scripts import Arrival, admit, dispatch, reap
 from shared.bus.client import Bus
 from shared.lifecycle import State
@@ -102,7 +102,7 @@ async def test_of_two_attempts_only_the_later_one_ends_the_task(bus: Bus) -> Non
     await reap(bus, SHARD)
     await dispatch(bus, SHARD)
     (second,) = await tasks.hands(bus, owner)
-    await tasks.start(bus, owner, [second])
+    await start(bus, owner, [second])
     page = [ending(first, 1, 1), ending(second, 1, 1, attempt=2)]
     verdicts = await finish(bus, owner, page, results_kept_s=60, log_kept_s=60)
     assert verdicts == ["fenced", "ok"]

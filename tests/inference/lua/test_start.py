@@ -108,6 +108,22 @@ async def test_second_attempt_without_output_needs_no_reset(bus: Bus) -> None:
     assert await bus.commands.call("EXISTS", SHARD.log(hand.id)) == 0
 
 
+async def test_worker_that_lost_its_run_after_output_starts_over_as_another_attempt(bus: Bus) -> None:
+    """The end could not be written for a minute; the entry comes again after the reconnect, before the lease is reaped.
+    The same answer as before would number other output from 1, and emit would take it for a repeat."""
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    assert await tasks.emit_one(bus, owner, tasks.emission(hand, 1, 2)) == "ok"
+    (run,) = await start(bus, owner, [hand])
+    assert isinstance(run, Running)
+    assert run.attempt == 2
+    assert (await tasks.fields(bus, hand.id))["last"] == "0"
+    *_, (_, event) = await tasks.entries(bus, SHARD.log(hand.id))
+    assert decode_event(event[b"e"]) == Reset(attempt=2, why="retry")
+    assert await tasks.emit_one(bus, owner, tasks.emission(hand, 1, 1, attempt=2)) == "ok"
+    assert len(await tasks.entries(bus, SHARD.log(hand.id))) == 3
+
+
 @pytest.mark.parametrize("kind", ["task", "log", "bus", "leases", "work"])
 @pytest.mark.keeps_keys
 async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, kind: str) -> None:

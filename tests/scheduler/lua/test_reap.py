@@ -57,7 +57,8 @@ async def test_second_run_and_rivals_take_a_task_back_once(bus: Bus) -> None:
     owner = await tasks.worker(bus)
     hand = await tasks.running(bus, owner)
     await lose_lease(bus, hand)
-    assert await asyncio.gather(reap(bus, SHARD), reap(bus, SHARD)) == [Reaped(1, 0, 0), NOTHING]
+    first, second = await asyncio.gather(reap(bus, SHARD), reap(bus, SHARD))
+    assert (first, second) == (Reaped(1, 0, 0), NOTHING)
     assert (await tasks.fields(bus, hand.id))["epoch"] == "2"
 
 

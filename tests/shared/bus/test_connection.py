@@ -128,6 +128,15 @@ async def test_server_that_accepts_and_never_answers_does_not_wedge_the_connecti
     await connection.close()
 
 
+@pytest.mark.parametrize("data", [b"+OK\r\n", b"-ERR out of turn\r\n", b"nonsense\r\n"])
+async def test_answer_that_nobody_asked_for_breaks_the_connection_and_not_the_bus(
+    connection: Connection, proxy: Proxy, data: bytes
+) -> None:
+    proxy.inject(data)
+    await wait_until(lambda: not connection.connected.is_set(), "the connection is given up")
+    assert await connection.call("ECHO", "later") == b"later"
+
+
 async def test_without_a_server_commands_fail_in_time_and_the_reason_is_named() -> None:
     connection = Connection("redis://127.0.0.1:1", name="test", timeout_s=SHORT_S)
     connection.open()

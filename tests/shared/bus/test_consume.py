@@ -233,14 +233,17 @@ async def test_strange_entries_are_handed_over_once(bus: Bus, fields: tuple[str,
 
 async def test_connection_cut_again_and_again_loses_nothing(redis_url: str, bus: Bus) -> None:
     handle = Handler()
-    async with Proxy(redis_url) as proxy, Bus(proxy.url, name="cut") as through:
-        async with consuming(through, handle) as consumer:
-            for n in range(5):
-                await add(bus, str(n))
-                await wait_until(lambda n=n: str(n).encode() in handle.words(), "the entry comes")  # type: ignore[misc]
-                proxy.cut()
-            await wait_until(lambda: drained(bus), "everything is acknowledged")
-            await wait_until(lambda: consumer.fault is None, "the fault is over")
+    async with (
+        Proxy(redis_url) as proxy,
+        Bus(proxy.url, name="cut") as through,
+        consuming(through, handle) as consumer,
+    ):
+        for n in range(5):
+            await add(bus, str(n))
+            await wait_until(lambda n=n: str(n).encode() in handle.words(), "the entry comes")  # type: ignore[misc]
+            proxy.cut()
+        await wait_until(lambda: drained(bus), "everything is acknowledged")
+        await wait_until(lambda: consumer.fault is None, "the fault is over")
 
 
 async def test_consumer_leaves_its_group_when_nothing_is_pending(bus: Bus) -> None:

@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.inference.scripts import Hand, Owner
+from services.inference.scripts import Hand, Owner, start
 from services.scheduler.scripts import dispatch, reap
 from shared.bus import subscription as module
 from shared.bus import tail as tail_module
 from shared.bus.client import Bus
-from shared.bus.subscription import START, Cursor, Phase, Subscription, entry_id, parse_cursor
+from shared.bus.subscription import Phase, Subscription, entry_id
 from shared.bus.tail import Tail
-from shared.errors import InvalidRequest
 from shared.keys import reader_group
 from shared.lifecycle import State
-from shared.messages import Finished, Pending, Started, decode_event
+from shared.messages import Pending, Started, decode_event
+from shared.submit import submit
 from tests.support import tasks
 from tests.support.redis import Proxy
 from tests.support.tails import Recorder, tailing
@@ -55,11 +55,6 @@ def whole(upto: int = CHUNKS) -> list[str]:
     return [*(str(n) for n in range(1, upto + 1)), "end"]
 
 
-async def turns(count: int) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
 async def test_subscriber_from_the_start_sees_everything_live(bus: Bus, tail: Tail, owner: Owner) -> None:
     hand = await tasks.running(bus, owner)
     sink = Recorder()
@@ -77,11 +72,11 @@ async def test_subscriber_of_a_task_that_is_not_submitted_yet_misses_nothing(
     made = tasks.item(session="s1")
     sink = Recorder()
     Subscription(bus, tail, made[0].id, sink).open_new()
-    await tasks.submit(bus, SHARD, tasks.CONFIG, [made])
+    await submit(bus, SHARD, tasks.CONFIG, [made])
     await tasks.admit_all(bus)
     await dispatch(bus, SHARD)
     (hand,) = await tasks.hands(bus, owner)
-    await tasks.start(bus, owner, [hand])
+    await start(bus, owner, [hand])
     await publish(bus, owner, hand, upto=3)
     await wait_until(lambda: sink.finished, "the end is delivered")
     assert [type(event) for event in sink.events[:2]] == [Pending, Started]
@@ -98,7 +93,8 @@ async def test_subscribers_racing_the_publisher_over_cut_connections_see_each_ev
         publishing = asyncio.create_task(publish(bus, owner, hand))
         sinks = []
         for _ in range(8):
-            await turns(chance.randrange(60))
+            for _ in range(chance.randrange(60)):
+                await asyncio.sleep(0)
             sinks.append(Recorder())
             Subscription(through, tail, hand.id, sinks[-1]).open()
             if chance.random() < 0.4:
@@ -271,7 +267,7 @@ async def test_new_attempt_says_reset_between_the_outputs(bus: Bus, tail: Tail, 
     await reap(bus, SHARD)
     await dispatch(bus, SHARD)
     (again,) = await tasks.hands(bus, owner)
-    await tasks.start(bus, owner, [again])
+    await start(bus, owner, [again])
     await publish(bus, owner, again, upto=2, attempt=2)
     Subscription(bus, tail, hand.id, sinks[1]).open()
     await wait_until(lambda: all(sink.finished for sink in sinks), "both have the end")
@@ -301,22 +297,3 @@ async def test_ended_subscription_leaves_the_tail(bus: Bus, tail: Tail, owner: O
     await publish(bus, owner, hand, upto=2)
     await wait_until(lambda: sink.finished, "the end is delivered")
     assert tail._tasks == {}
-    assert isinstance(sink.events[-1], Finished)
-
-
-@pytest.mark.parametrize("cursor", [Cursor(), Cursor((1700000000000, 7), 3, 99)])
-def test_cursor_is_read_as_it_was_written(cursor: Cursor) -> None:
-    assert parse_cursor(str(cursor)) == cursor
-
-
-def test_start_has_two_names() -> None:
-    assert parse_cursor("") == parse_cursor("0") == Cursor(START)
-
-
-@pytest.mark.parametrize(
-    "text", ["x", "1", "0.0.1-1.1", "9999.0.1-1.0.0", "0.0.1-1.0.0 ", "0.0.99999999999999999-0.0.0"]
-)
-def test_what_is_no_cursor_is_refused(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="is not a cursor") as caught:
-        parse_cursor(text)
-    assert caught.value.param == "after"

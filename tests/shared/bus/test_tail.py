@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from services.inference.scripts import start
 from shared.bus import tail as tail_module
 from shared.bus.client import Bus
 from shared.bus.tail import Tail, Tails
@@ -55,7 +56,7 @@ async def test_listener_of_a_task_hears_its_events_and_no_others(bus: Bus) -> No
         hand = await tasks.handed(bus, owner)
         tail.listen(ear, task=hand.id)
         await tasks.ended(bus, owner)
-        await tasks.start(bus, owner, [hand])
+        await start(bus, owner, [hand])
         await tasks.finish_one(bus, owner, tasks.ending(hand, 1, 1))
         await wait_until(lambda: len(ear.heard) == 3, "the events of the task are heard")
     assert ear.kinds() == [Started, Chunks, Finished]
@@ -177,6 +178,33 @@ async def test_cut_connection_is_a_gap_and_loses_nothing(redis_url: str, bus: Bu
         await wait_until(lambda: 1 in numbers(ear), "the event is heard")
         assert ear.gaps
     assert numbers(ear) == [1]
+
+
+async def test_delivery_that_was_lost_with_the_connection_is_heard(
+    redis_url: str, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis takes for delivered what it has sent, so the group is set back to what was processed."""
+    monkeypatch.setattr(tail_module, "BLOCK_MS", 2000)
+    async with Proxy(redis_url) as proxy, Bus(proxy.url, name="cut") as through, tailing(through) as tail:
+        ear = Ear()
+        tail.listen(ear, task="t")
+        await wait_until(lambda: reading(bus), "the read waits at the server")
+        proxy.stall()
+        await publish(bus)
+        ((last, _),) = await tasks.entries(bus, BUS)
+        await wait_until(lambda: delivered(bus, last), "Redis has sent the event")
+        proxy.cut()
+        proxy.flow()
+        await wait_until(lambda: 1 in numbers(ear), "the event is heard")
+
+
+async def reading(bus: Bus) -> bool:
+    return b"cmd=xreadgroup" in await bus.commands.call("CLIENT", "LIST")
+
+
+async def delivered(bus: Bus, entry: bytes) -> bool:
+    (group,) = await tasks.groups(bus, BUS)
+    return entry in group
 
 
 async def test_group_has_a_lease_while_it_is_read_and_goes_with_its_reader(bus: Bus) -> None:

@@ -5,6 +5,7 @@ import pytest
 from shared import keys
 from shared.bus.client import Bus
 from shared.errors import IdempotencyConflict, WrongKeyType
+from shared.messages import Task
 from shared.request import Request
 from shared.submit import RESERVE, Submitter
 from tests.support import tasks
@@ -19,7 +20,7 @@ async def reserve(bus: Bus, id: str, fingerprint: str, kept_ms: int = 60_000) ->
 
 
 def request(body: bytes = tasks.BODY) -> Request:
-    task = tasks.Task(route="/v1/chat/completions", model=tasks.MODEL, tenant="default", task_id="order-7")
+    task = Task(route="/v1/chat/completions", model=tasks.MODEL, tenant="default", task_id="order-7")
     return Request(task, body, "smol")
 
 

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from services.inference.scripts import start
 from shared.bus.client import Bus
 from shared.errors import CommandRefused
 from shared.lifecycle import Lane
@@ -49,8 +50,8 @@ async def test_same_id_twice_in_one_call_makes_one_task(bus: Bus) -> None:
 async def test_rivals_with_one_id_make_one_task_and_the_first_body_stays(bus: Bus) -> None:
     id = tasks.new_id()
     first, second = tasks.item(id, body=b"1"), tasks.item(id, body=b"2")
-    verdicts = await asyncio.gather(submit(bus, SHARD, CONFIG, [first]), submit(bus, SHARD, CONFIG, [second]))
-    assert verdicts == [["new"], ["pending"]]
+    won, lost = await asyncio.gather(submit(bus, SHARD, CONFIG, [first]), submit(bus, SHARD, CONFIG, [second]))
+    assert (won, lost) == (["new"], ["pending"])
     assert (await tasks.fields(bus, id))["body"] == "1"
 
 
@@ -116,9 +117,9 @@ async def test_full_memory_refuses_submit_but_lets_what_is_there_end(bus: Bus) -
     hand = await tasks.handed(bus, owner)
     await bus.commands.call("CONFIG", "SET", "maxmemory", 1)
     try:
-        with pytest.raises(CommandRefused, match="^OOM"):
+        with pytest.raises(CommandRefused, match=r"^OOM"):
             await submit(bus, SHARD, CONFIG, [tasks.item()])
-        (started,) = await tasks.start(bus, owner, [hand])
+        (started,) = await start(bus, owner, [hand])
         assert not isinstance(started, str)
         assert await tasks.emit_one(bus, owner, tasks.emission(hand, 1, 2)) == "ok"
         assert await tasks.finish_one(bus, owner, tasks.ending(hand, 3, 2)) == "ok"

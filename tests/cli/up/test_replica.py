@@ -1,0 +1,63 @@
+"""Restarts, with programs of one line."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.cli.failure import Failure
+from services.cli.up import replica
+from services.cli.up.process import Program
+from services.cli.up.replica import QUICK_DEATHS, Replica
+from services.cli.up.screen import Screen
+from tests.support.deployment import alive
+from tests.support.waiting import wait_until
+
+ANNOUNCE = "import os, time; os.write(int(os.environ['HEADRACE_READY_FD']), b'{\"url\": \"http://x\"}\\n'); "
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "FIRST_PAUSE_S", 0.001)
+
+
+def program(folder: Path, code: str) -> Program:
+    argv = [sys.executable, "-S", "-c", code]
+    return Program(service="ingress", name="ingress", argv=argv, environ={}, log=folder / "log")
+
+
+async def test_a_program_that_keeps_dying_is_given_up_with_its_last_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = ANNOUNCE + "print('out of ink', flush=True); os._exit(7)"
+    with pytest.raises(Failure, match=rf"ended {QUICK_DEATHS} times in a row \(exit code 7\)") as given_up:
+        await Replica(program(tmp_path, code), Screen()).start()
+    assert "out of ink" in str(given_up.value)
+    pauses = re.findall(r"again in (\S+) s", capsys.readouterr().err)
+    assert [float(pause) for pause in pauses] == [0.001, 0.002, 0.004, 0.008]
+
+
+async def test_a_program_that_dies_before_it_is_ready_is_not_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="did not start") as given_up:
+        await Replica(program(tmp_path, "raise SystemExit('no such colour')"), Screen()).start()
+    assert str(given_up.value).count("no such colour") == 1
+
+
+async def test_a_program_that_cannot_be_run_is_told(tmp_path: Path) -> None:
+    missing = Program(service="redis", name="redis", argv=["/nope"], environ={}, log=tmp_path / "log")
+    with pytest.raises(Failure, match="/nope cannot be started: No such file"):
+        await Replica(missing, Screen()).start()
+
+
+async def test_a_program_deaf_to_sigterm_is_killed_with_its_children(tmp_path: Path) -> None:
+    code = (
+        "import signal, subprocess; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "child = subprocess.Popen(['sleep', '60']); print(child.pid, flush=True); " + ANNOUNCE + "time.sleep(60)"
+    )
+    deaf = Replica(program(tmp_path, code), Screen())
+    deaf.start()
+    assert await deaf.url == "http://x"
+    await deaf.stop(grace_s=0.01)
+    child = int((tmp_path / "log").read_text())
+    await wait_until(lambda: not alive(child), "the child is gone too")
