@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import random
 from typing import Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
@@ -37,22 +36,18 @@ class Lost(Exception):
 async def run(arguments: argparse.Namespace) -> int:
     if bool(arguments.tasks) == bool(arguments.session):
         raise Failure("name the tasks to watch, or one --session", code=USAGE)
-    url = arguments.ws_url or await find_socket(arguments.url, arguments.tasks)
+    url = arguments.ws_url or await find_socket(arguments.url)
     following = Following(arguments.tasks, arguments.session)
     printer = Printer(json=arguments.json, headed=len(arguments.tasks) != 1)
     await Watcher(url, following, printer).run()
     return TASK_FAILED if following.failed else OK
 
 
-async def find_socket(url: str, tasks: list[str]) -> str:
-    """Every task tells where it can be followed. Raises: Failure."""
+async def find_socket(url: str) -> str:
+    """The HTTP door tells where tasks can be followed. Raises: Failure."""
     async with http_door(url) as client:
-        if tasks:
-            view = read_json(await client.get(f"/v1/tasks/{tasks[0]}"))
-        else:
-            newest = read_json(await client.get("/v1/tasks", params={"limit": "1"}))["data"]
-            view = newest[0] if newest else {"links": {"ws": f"ws://{urlsplit(url).hostname}:8081/v1/ws"}}
-    return str(view["links"]["ws"])
+        listed = read_json(await client.get("/v1/tasks", params={"limit": "1"}))
+    return str(listed["links"]["ws"])
 
 
 class Watcher:

@@ -59,6 +59,7 @@ class Tasks:
     def __init__(self, bus: Bus, config: Config, settings: Settings, tails: Tails, submitter: Submitter) -> None:
         self._bus, self._config, self._tails, self._submitter = bus, config, tails, submitter
         self._push_url = settings.notifier_url.rstrip("/")
+        self._socket_url = f"ws{self._push_url.removeprefix('http')}/v1/ws"
         self.submit = Endpoint("/v1/tasks", self._submit)
         self.show = Endpoint("/v1/tasks/{id}", self._show)
         self.list = Endpoint("/v1/tasks", self._list)
@@ -101,16 +102,15 @@ class Tasks:
         newest = sorted((item for page in pages for item in page), reverse=True)[:limit]
         records = await asyncio.gather(*(self._find(task_id) for _, task_id in newest))
         views = [self._view(i, record) for (_, i), record in zip(newest, records, strict=True) if record is not None]
-        await respond(send, 200, encode({"object": "list", "data": views}))
+        await respond(send, 200, encode({"object": "list", "data": views, "links": {"ws": self._socket_url}}))
 
     # -- parts
 
     def _links(self, task_id: str) -> dict[str, str]:
-        socket_url = "ws" + self._push_url.removeprefix("http") + "/v1/ws"
         return {
             "self": f"/v1/tasks/{task_id}",
             "events": f"{self._push_url}/v1/tasks/{task_id}/events",
-            "ws": socket_url,
+            "ws": self._socket_url,
         }
 
     def _shards(self) -> list[ShardKeys]:

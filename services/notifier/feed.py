@@ -45,13 +45,19 @@ class Feed:
         self._bus, self._tail, self._push, self._id, self._form, self._on_end = bus, tail, push, id, form, on_end
         self._name = task_id if named else ""
         self._resumed = cursor != Cursor()
-        self._record: Record | None = None
         self._ending: asyncio.Task[None] | None = None
         self._subscription = Subscription(bus, tail, task_id, self, after=cursor.position)
 
     def open(self) -> None:
         metrics.SUBSCRIPTIONS.inc()
         self._subscription.open()
+
+    def open_new(self, event: Pending) -> None:
+        """The task's first event has just come: it is told from there, without a look at its hash and log."""
+        metrics.SUBSCRIPTIONS.inc()
+        self._subscription.open_new()
+        self._tell_start(State.PENDING, 0)
+        self.on_event(self.cursor.position, event)
 
     def close(self) -> None:
         metrics.SUBSCRIPTIONS.dec()
@@ -67,13 +73,15 @@ class Feed:
             self._push(Err(id=self._id, code="not_found", msg=message))
             self._on_end(self)
             return
-        self._record = record
+        self._tell_start(record.state, record.attempt)
+
+    def _tell_start(self, state: State, attempt: int) -> None:
         mode = "resume" if self._resumed else "replay"
         metrics.REPLAYS.labels(mode).inc()
+        cursor = self.cursor
         self._push(
-            Sync(id=self._id, task=self.task_id, c=str(self.cursor), status=record.state, a=record.attempt,
-                 n=self.cursor.last, mode=mode)
-        )  # fmt: skip
+            Sync(id=self._id, task=self.task_id, c=str(cursor), status=state, a=attempt, n=cursor.last, mode=mode)
+        )
 
     def on_live(self, position: EntryId) -> None:
         self._push(Live(id=self._id, task=self._name, c=str(self.cursor)))

@@ -13,7 +13,7 @@ from shared.bus.tail import Tail, Tails
 from shared.errors import BusError, InvalidRequest, InvalidTaskId
 from shared.ids import place_of
 from shared.lifecycle import State
-from shared.messages import Event
+from shared.messages import Event, Pending
 from shared.submit import INDEX_LENGTH
 
 log = logging.getLogger(__name__)
@@ -82,13 +82,14 @@ class SessionFeed:
         self._feeds.clear()
 
     def on_event(self, entry: bytes, task_id: str, event: Event) -> None:
-        self._follow(task_id)
+        self._follow(task_id, event)
 
     def on_gap(self) -> None:
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look_up())
 
-    def _follow(self, task_id: str) -> None:
+    def _follow(self, task_id: str, event: Event | None = None) -> None:
+        """`event`: by which this replica learned of the task; Pending is always the first."""
         if task_id in self._feeds or task_id in self._done:
             return
         tail = self._tails.of(place_of(task_id))
@@ -99,7 +100,10 @@ class SessionFeed:
             id=self._sub.id, cursor=self._cursors.get(task_id, Cursor()), form=self._sub.form,
             named=True, on_end=self._on_end,
         )  # fmt: skip
-        feed.open()
+        if isinstance(event, Pending) and task_id not in self._cursors:
+            feed.open_new(event)
+        else:
+            feed.open()
 
     def _on_end(self, feed: Feed) -> None:
         self._forget(feed.task_id)

@@ -99,7 +99,7 @@ class Subscription:
         self._resync()
 
     def open_new(self) -> None:
-        """For a task that is not submitted yet: nothing to catch up with. Wait for `tail.joined` before."""
+        """For a task that is not submitted yet, or whose Pending was the event just read: nothing to catch up with."""
         self._tail.listen(self, task=self.task_id)
         self.phase = Phase.LIVE
 

