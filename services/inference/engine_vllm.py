@@ -51,8 +51,10 @@ class VllmEngine:
     async def start(self) -> None:
         """In the main thread, before sockets are opened: it forks. Raises: ConfigError, EngineDead."""
         folder = await asyncio.to_thread(resolve, self._source)
+        cores = os.sched_getaffinity(0)
         args = self._arguments(folder)
         self._inner = self._build(args)
+        os.sched_setaffinity(0, cores)  # the OpenMP runtime has bound this thread, which only serves
         try:
             tasks = await self._inner.get_supported_tasks()
             self._app = await _build_app(args, self._inner, tasks)

@@ -41,7 +41,11 @@ def environment(*, cpu: bool) -> dict[str, str]:
         # Even eager, a request with logprobs would compile a kernel: for seconds, and without a compiler the engine dies.
         variables["TORCHDYNAMO_DISABLE"] = "1"
         # `auto` leaves one core to the embedding process: a quarter of the tokens per second on two cores.
-        variables["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(cores)
+        # The OpenMP runtime reads these when it is loaded, which for forked workers is here: without them their threads
+        # wander, at a quarter of the tokens per second.
+        variables |= {"GOMP_CPU_AFFINITY": " ".join(cores), "OMP_NUM_THREADS": str(len(cores))}
     return variables
 
 

@@ -16,9 +16,11 @@ import contextlib
 import logging
 from collections.abc import Sequence
 
+import msgspec
+
 from services.inference import metrics
 from services.inference.emitter import Emitter
-from services.inference.ending import conclude, ending, failure
+from services.inference.ending import Conclusion, conclude, ending, failure
 from services.inference.engine import Answer, Call, Chunk, Engine, EngineDead
 from services.inference.run import Run
 from services.inference.scripts import Ending, Hand, Owner, Running, finish, start
@@ -49,7 +51,7 @@ class Worker:
             page = hands[first : first + MAX_ITEMS]
             for hand, verdict in zip(page, await start(self._bus, self._owner, page), strict=True):
                 if isinstance(verdict, Running):
-                    self._begin(Run(hand, verdict))
+                    self._begin(hand, verdict)
                 elif verdict != "stale":
                     log.error("task %s cannot start: %s holds a type that is not Headrace's", hand.id, verdict)
         return foreign
@@ -99,7 +101,12 @@ class Worker:
 
     # -- one task
 
-    def _begin(self, run: Run) -> None:
+    def _begin(self, hand: Hand, running: Running) -> None:
+        try:
+            run = Run(hand, running)
+        except msgspec.DecodeError as error:  # written over by somebody else; the others of the batch must go on
+            log.error("task %s cannot be read, its lease decides: %s", hand.id, error)
+            return
         self.runs[run.id] = run
         metrics.RUNNING.set(len(self.runs))
         metrics.WAITED.labels(run.task.lane).observe(run.waited_s)
@@ -149,7 +156,7 @@ class Worker:
 
     async def _end(self, run: Run, answer: Answer) -> None:
         await self._emitter.settle(run)
-        conclusion = conclude(run, answer, self._limits.result_bytes)
+        conclusion = self._conclude(run, answer)
         while (verdict := await self._endings.add(ending(run, conclusion))) != "ok":
             if verdict == "fenced":
                 metrics.FENCED.inc()
@@ -164,6 +171,14 @@ class Worker:
                 await asyncio.sleep(1)
         metrics.ENDED.labels(conclusion.state, conclusion.reason).inc()
         metrics.RAN.labels(run.task.lane).observe(monotonic_s() - run.started_at_s)
+
+    def _conclude(self, run: Run, answer: Answer) -> Conclusion:
+        limit_bytes = self._limits.result_bytes
+        try:
+            return conclude(run, answer, limit_bytes)
+        except Exception as error:
+            log.exception("the chunks of %s do not make an answer", run.id)
+            return conclude(run, failure(f"The engine's chunks do not make an answer: {error!r}"), limit_bytes)
 
     async def _finish_all(self, endings: Sequence[Ending]) -> Sequence[str]:
         return await finish(

@@ -50,7 +50,7 @@ class Answer:
 
 
 class Waiting:
-    """`async with`: an Answer that is fed while the block runs."""
+    """`with`: an Answer that is fed while the block runs."""
 
     def __init__(self, bus: Bus, tails: Tails, task_id: str, *, chunks: bool = False, new: bool = False) -> None:
         """`new`: the task is not submitted yet, so there is nothing to catch up with. Raises: InvalidTaskId."""

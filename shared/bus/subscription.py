@@ -91,6 +91,8 @@ class Subscription:
         self.phase = Phase.SYNCING
         self._buffer: list[tuple[bytes, Event]] = []
         self._overflowed = False
+        self._to_come = False
+        """The task may not be submitted yet: not finding it means nothing."""
         self._syncing: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -102,6 +104,7 @@ class Subscription:
         """For a task that is not submitted yet, or whose Pending was the event just read: nothing to catch up with."""
         self._tail.listen(self, task=self.task_id)
         self.phase = Phase.LIVE
+        self._to_come = True
 
     def close(self) -> None:
         self.phase = Phase.ENDED
@@ -149,6 +152,9 @@ class Subscription:
         values = bulk.send("HMGET", keys.task(self.task_id), *FIELDS)
         page = await self._page()
         record = parse_record(await values)
+        if record is None and self._to_come:
+            self._go_live()
+            return
         self._sink.on_sync(record)
         while page:
             self._deliver_page(page)

@@ -297,3 +297,14 @@ async def test_ended_subscription_leaves_the_tail(bus: Bus, tail: Tail, owner: O
     await publish(bus, owner, hand, upto=2)
     await wait_until(lambda: sink.finished, "the end is delivered")
     assert tail._tasks == {}
+
+
+async def test_a_gap_before_the_task_is_submitted_does_not_make_it_unknown(bus: Bus, tail: Tail) -> None:
+    """Ingress listens, then submits; a reader that rejoined in between once answered 404 for a task that was accepted."""
+    sink = Recorder()
+    subscription = Subscription(bus, tail, tasks.item()[0].id, sink)
+    subscription.open_new()
+    subscription.on_gap()
+    await wait_until(lambda: sink.live, "live again")
+    subscription.close()
+    assert sink.synced == []
