@@ -1,0 +1,172 @@
+"""The rules of one WebSocket: greeting, deadlines, refusals, and what a careless or silent client gets."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import websockets
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from websockets.asyncio.client import ClientConnection
+from websockets.typing import Subprotocol
+
+from services.notifier.settings import Settings
+from services.notifier.socket import Sockets
+from shared.bus.client import Bus
+from shared.bus.tail import Tails
+from shared.lifespan import HttpServer
+from shared.origins import origin_pattern
+from tests.support import tasks
+from tests.support.tails import tailing
+
+HELLO = {"t": "hello", "v": 1}
+
+
+@contextlib.asynccontextmanager
+async def serving(bus: Bus, **settings: Any) -> AsyncIterator[tuple[str, Sockets]]:
+    """A notifier's WebSocket door, in this process."""
+    async with tailing(bus) as tail:
+        chosen = Settings(**settings)
+        sockets = Sockets(bus, Tails([tail]), chosen, origin_pattern(chosen.origins))
+        http = HttpServer(Starlette(routes=[WebSocketRoute("/v1/ws", sockets)]), "127.0.0.1", 0, websockets=True)
+        await http.start()
+        yield f"ws{http.url.removeprefix('http')}/v1/ws", sockets
+        await http.stop()
+
+
+@contextlib.asynccontextmanager
+async def client(url: str, *first: Any, **headers: str) -> AsyncIterator[ClientConnection]:
+    protocol = Subprotocol("headrace.v1")
+    async with websockets.connect(url, subprotocols=[protocol], additional_headers=headers) as socket:
+        if first:
+            await socket.send(json.dumps(first))
+        yield socket
+
+
+async def messages(socket: ClientConnection) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(await socket.recv())
+    return found
+
+
+async def bye_of(socket: ClientConnection) -> tuple[int, bool]:
+    """What the server said before it closed; the close code says the same."""
+    last: dict[str, Any] = {}
+    with contextlib.suppress(websockets.ConnectionClosed):
+        while True:
+            last = (await messages(socket))[-1]
+    assert last["t"] == "bye"
+    assert socket.close_code == last["code"]
+    return last["code"], last["reconnect"]
+
+
+async def test_a_greeted_client_is_welcomed_in_the_protocol_it_asked_for(bus: Bus) -> None:
+    async with serving(bus) as (url, _), client(url, HELLO) as socket:
+        [welcome] = await messages(socket)
+        assert (welcome["t"], welcome["v"], socket.subprotocol) == ("welcome", 1, "headrace.v1")
+
+
+@pytest.mark.parametrize(
+    ("first", "code"),
+    [
+        ({"t": "sub", "id": 1, "task": "x"}, 4505),
+        ({"t": "hello", "v": 9}, 4504),
+    ],
+    ids=["no hello", "another version"],
+)
+async def test_a_client_that_greets_wrongly_is_told_to_stop(bus: Bus, first: dict[str, Any], code: int) -> None:
+    async with serving(bus) as (url, _), client(url, first) as socket:
+        assert await bye_of(socket) == (code, False)
+
+
+@pytest.mark.parametrize("data", ["{oops", '{"t":"hello"}', b"\x00\x01", "[" * 5000, "x" * 20_000])
+async def test_what_is_not_a_frame_ends_the_connection(bus: Bus, data: str | bytes) -> None:
+    async with serving(bus) as (url, _), client(url, HELLO) as socket:
+        await socket.send(data)
+        assert await bye_of(socket) == (4500, False)
+
+
+async def test_a_client_that_never_greets_is_let_go(bus: Bus) -> None:
+    async with serving(bus, hello_s=0.05) as (url, _), client(url) as socket:
+        assert await bye_of(socket) == (4505, False)
+
+
+async def test_silence_is_broken_by_pings_and_a_client_that_answers_stays(bus: Bus) -> None:
+    async with serving(bus, heartbeat_s=0.1, hello_s=0.05) as (url, _), client(url, HELLO) as socket:
+        await messages(socket)
+        for _ in range(3):
+            [ping] = await messages(socket)
+            assert ping["t"] == "ping"
+            await socket.send(json.dumps([{"t": "pong", "ts": ping["ts"]}]))
+
+
+async def test_a_client_that_answers_no_ping_is_let_go_and_may_come_back(bus: Bus) -> None:
+    async with serving(bus, heartbeat_s=0.1, hello_s=0.05) as (url, _), client(url, HELLO) as socket:
+        assert await bye_of(socket) == (4003, True)
+
+
+async def test_a_draining_replica_sends_its_clients_away(bus: Bus) -> None:
+    async with serving(bus) as (url, sockets), client(url, HELLO) as socket:
+        await messages(socket)
+        sockets.drain(1000)
+        assert await bye_of(socket) == (4001, True)
+
+
+async def test_unknown_messages_and_fields_are_ignored(bus: Bus) -> None:
+    async with serving(bus) as (url, _):
+        async with client(url, {**HELLO, "more": 1}, {"t": "later"}, {"t": "ping", "ts": 7}) as socket:
+            assert [message["t"] for message in await messages(socket)] == ["welcome", "pong"]
+
+
+SUBS: list[tuple[dict[str, Any], str, str]] = [
+    ({"id": 1, "task": "nonsense"}, "not_found", "not the id"),
+    ({"id": 1}, "bad_request", "either"),
+    ({"id": 1, "task": "x", "session": "y"}, "bad_request", "either"),
+    ({"id": 1, "session": "a b"}, "bad_request", "session"),
+    ({"id": 1, "session": "s", "after": "yesterday"}, "bad_request", "after"),
+    ({"id": 1, "session": "s", "form": "poem"}, "bad_request", "form"),
+    ({"id": "one", "session": "s"}, "bad_request", "int"),
+]
+
+
+@pytest.mark.parametrize(("sub", "code", "word"), SUBS)
+async def test_a_faulty_subscription_is_refused_and_the_connection_goes_on(
+    bus: Bus, sub: dict[str, Any], code: str, word: str
+) -> None:
+    async with serving(bus) as (url, _), client(url, HELLO, {"t": "sub", **sub}, {"t": "ping"}) as socket:
+        _, refused, pong = await messages(socket)
+        assert (refused["t"], refused["code"], pong["t"]) == ("err", code, "pong")
+        assert word in refused["msg"]
+
+
+async def test_a_client_that_goes_on_sending_nonsense_is_let_go(bus: Bus) -> None:
+    async with serving(bus) as (url, _), client(url, HELLO, *[{"t": "sub"}] * 30) as socket:
+        assert await bye_of(socket) == (4500, False)
+
+
+async def test_a_cursor_of_another_make_is_refused(bus: Bus) -> None:
+    task = await tasks.submitted(bus)
+    async with serving(bus) as (url, _):
+        async with client(url, HELLO, {"t": "sub", "id": 1, "task": task, "after": "zzz"}) as socket:
+            assert (await messages(socket))[-1]["code"] == "bad_request"
+
+
+async def test_an_unsubscribed_task_is_not_told_of_any_more(bus: Bus) -> None:
+    task = await tasks.submitted(bus, session="s")
+    subs = ({"t": "sub", "id": 1, "task": task}, {"t": "unsub", "id": 1}, {"t": "sub", "id": 1, "task": task})
+    async with serving(bus) as (url, _), client(url, HELLO, *subs) as socket:
+        told = [message["t"] for message in await messages(socket)]
+        while "live" not in told:
+            told += [message["t"] for message in await messages(socket)]
+        assert told.count("sync") == 1
+
+
+async def test_a_page_of_another_origin_is_refused_before_it_is_heard(bus: Bus) -> None:
+    async with serving(bus, origins="https://shop.example") as (url, _):
+        for allowed in ("https://shop.example", "http://localhost:3000"):
+            async with client(url, HELLO, Origin=allowed) as socket:
+                assert (await messages(socket))[0]["t"] == "welcome"
+        with pytest.raises(websockets.InvalidStatus, match="403"):
+            async with client(url, HELLO, Origin="https://evil.example"):
+                pass
