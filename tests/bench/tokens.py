@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import uvloop
 from msgspec import Struct
 
 from services.inference.engine_vllm import VllmEngine
@@ -136,16 +138,36 @@ def report(rows: dict[int, dict[str, Row]]) -> None:
             )
 
 
+SYSTEMS = {BARE: bare, "vLLM's server": server, "Headrace, HTTP to WS": headrace}
+
+
+async def measure_all(name: str) -> None:
+    """One system at every level; prints its rows as JSON."""
+    rows = {at_once: Row() for at_once in AT_ONCE}
+    with tempfile.TemporaryDirectory() as folder:
+        async with SYSTEMS[name](Path(folder)) as ask:
+            await ask(0)
+            for at_once, row in rows.items():
+                await measure(ask, at_once, row)
+    print(msgspec.json.encode(rows).decode(), flush=True)
+
+
 async def main(rounds: int) -> None:
-    systems = {BARE: bare, "vLLM's server": server, "Headrace, HTTP to WS": headrace}
-    rows = {at_once: {name: Row() for name in systems} for at_once in AT_ONCE}
+    """Each measurement in a process of its own: what an engine leaves running would disturb the next one."""
+    rows = {at_once: {name: Row() for name in SYSTEMS} for at_once in AT_ONCE}
     for number in range(rounds):
-        for name, system in systems.items():
+        for name in SYSTEMS:
             print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
-            with tempfile.TemporaryDirectory() as folder:
-                async with system(Path(folder)) as ask:
-                    await ask(0)
-                    for at_once in AT_ONCE:
-                        await measure(ask, at_once, rows[at_once][name])
+            command = [sys.executable, "-m", "tests.bench.tokens", name]
+            process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+            said, _ = await process.communicate()
+            assert process.returncode == 0, said.decode()
+            for at_once, row in msgspec.json.decode(said.splitlines()[-1], type=dict[int, Row]).items():
+                rows[at_once][name].tokens_per_s += row.tokens_per_s
+                rows[at_once][name].first_ms += row.first_ms
     print(f"{MODEL}, {TOKENS} tokens an answer, {rounds} rounds, medians")
     report(rows)
+
+
+if __name__ == "__main__":
+    uvloop.run(measure_all(sys.argv[1]))
