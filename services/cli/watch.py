@@ -36,18 +36,18 @@ class Lost(Exception):
 async def run(arguments: argparse.Namespace) -> int:
     if bool(arguments.tasks) == bool(arguments.session):
         raise Failure("name the tasks to watch, or one --session", code=USAGE)
-    url = arguments.ws_url or await find_socket(arguments.url)
+    url = arguments.ws_url or await find_socket(arguments.url, arguments.tasks)
     following = Following(arguments.tasks, arguments.session)
     printer = Printer(json=arguments.json, headed=len(arguments.tasks) != 1)
     await Watcher(url, following, printer).run()
     return TASK_FAILED if following.failed else OK
 
 
-async def find_socket(url: str) -> str:
-    """The HTTP door tells where tasks can be followed. Raises: Failure."""
+async def find_socket(url: str, tasks: list[str]) -> str:
+    """A task tells where it can be followed, and so does the list. Raises: Failure, also for an unknown task."""
     async with http_door(url) as client:
-        listed = read_json(await client.get("/v1/tasks", params={"limit": "1"}))
-    return str(listed["links"]["ws"])
+        told = read_json(await client.get(f"/v1/tasks/{tasks[0]}" if tasks else "/v1/tasks"))
+    return str(told["links"]["ws"])
 
 
 class Watcher:
