@@ -50,7 +50,7 @@ def main(service: str, kind: type[Settings], run: Callable[[Settings], Awaitable
 
 async def _run(run: Callable[[Settings], Awaitable[None]], settings: Settings) -> None:
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)  # default thresholds cost 2.5x in p99 under load
+    gc.set_threshold(50_000, 20, 20)  # default thresholds cost 2.5x in p99 under load (docs/performance.md)
     await run(settings)
 
 
