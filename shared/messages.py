@@ -7,9 +7,10 @@ tests/architecture are decoded for ever.
     Task      a door -> hash field `spec` (with the body beside it) -> inference      what was asked
     Pending   submit  -> bus                                                          a session learns of a new task
     Started   start   -> bus                                                          an attempt runs on a worker
-    Reset     start   -> bus, log                                                     forget the partial output
+    Reset     rebase  -> bus, log                                                     forget the partial output
+    Resumed   rebase  -> bus, log                                                     another worker goes on with it
     Chunks    emit    -> bus, log                                                     a range of the engine's chunks
-    Finished  finish  -> bus, log                                                     the end, exactly once
+    Finished  finish, cancel, due, release, reap -> bus, log                          the end, exactly once
     Reply     outbox reader -> hr:reply:<name>                                        the result for another system
 """
 
@@ -45,6 +46,12 @@ class Task(Message, frozen=True, kw_only=True, omit_defaults=True, tag="task.v1"
     """Name of the reply stream, `hr:reply:<name>`; empty: none."""
     task_id: str = ""
     """The producer's own id: an idempotency key, given back in replies, never our id."""
+    expires_in_s: float = 0.0
+    """From submission to the deadline; 0: the longest that the deployment allows."""
+    attached: bool = False
+    """Worth something only while its client waits for it: cancelled when nobody does."""
+    requeued_from: str = ""
+    """The dead task that this one repeats."""
     template_id: str = ""
     context: Raw = NULL
     metadata: Raw = NULL
@@ -72,6 +79,13 @@ class Reset(Message, frozen=True, kw_only=True, omit_defaults=True, tag="reset.v
     why: str
 
 
+class Resumed(Message, frozen=True, kw_only=True, omit_defaults=True, tag="resumed.v1"):
+    """An attempt goes on behind chunk `last` of those before it."""
+
+    attempt: int
+    last: int
+
+
 class Chunks(Message, frozen=True, kw_only=True, omit_defaults=True, tag="chunks.v1"):
     """The chunks `first`..`last` of an attempt, as the engine made them."""
 
@@ -79,6 +93,12 @@ class Chunks(Message, frozen=True, kw_only=True, omit_defaults=True, tag="chunks
     first: int
     last: int
     chunks: list[Raw]
+
+    def after(self, last: int) -> "Chunks":
+        """Without the chunks up to `last`."""
+        if self.first > last:
+            return self
+        return Chunks(attempt=self.attempt, first=last + 1, last=self.last, chunks=self.chunks[last + 1 - self.first :])
 
 
 class Finished(Message, frozen=True, kw_only=True, omit_defaults=True, tag="finished.v1"):
@@ -100,7 +120,7 @@ class Finished(Message, frozen=True, kw_only=True, omit_defaults=True, tag="fini
 INLINE_RESULT_BYTES = 64 * 1024
 """Larger results are read from the hash: the bus keeps two minutes of events in memory, for every reader."""
 
-Event = Pending | Started | Reset | Chunks | Finished
+Event = Pending | Started | Reset | Resumed | Chunks | Finished
 
 
 class Reply(Message, frozen=True, kw_only=True, omit_defaults=True, tag="reply.v1"):

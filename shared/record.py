@@ -11,10 +11,23 @@ from shared.lifecycle import State
 from shared.messages import Finished, Task, decode_event, decode_task
 
 FIELDS = (
-    *("state", "spec", "epoch", "attempts", "last", "worker"),
-    *("created_at_ms", "started_at_ms", "first_token_at_ms", "finished_at_ms", "status", "finished"),
+    *("state", "spec", "epoch", "attempts", "last", "worker", "crashes", "failures", "history", "stop"),
+    *("created_at_ms", "deadline_ms", "started_at_ms", "first_token_at_ms", "finished_at_ms", "status", "finished"),
 )
 """Everything but the body and the result, which are read only when wanted."""
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """An attempt that did not end the task: those before the last one. Times are Unix milliseconds."""
+
+    attempt: int
+    worker: str
+    started_at_ms: int
+    ended_at_ms: int
+    why: str
+    """lost, engine_died, drained, redis_unreachable, unreadable; or the code of the error after which it was tried again."""
+    last: int
+    """Chunks published by then, by this attempt and those it went on from."""
 
 
 class Record(Struct, frozen=True, kw_only=True):
@@ -25,7 +38,13 @@ class Record(Struct, frozen=True, kw_only=True):
     last: int
     """Chunks of the attempt that were published."""
     worker: str
+    crashes: int
+    failures: int
+    history: list[Attempt]
+    stop: str
+    """`cancelled` or `expired`: its worker has been told to stop. Empty: go on."""
     created_at_ms: int
+    deadline_ms: int
     started_at_ms: int
     first_token_at_ms: int
     finished_at_ms: int
@@ -34,13 +53,19 @@ class Record(Struct, frozen=True, kw_only=True):
     finished: Finished | None
 
 
+_history = msgspec.json.Decoder(Attempt)
+
+
 def parse_record(values: Sequence[Reply]) -> Record | None:
-    """The answer to HMGET of FIELDS; None if there is no such task. Raises: HeadraceError for a hash that is not ours."""
-    if values[0] is None:
+    """The answer to HMGET of FIELDS; None if there is no such task (nor was: it may have been cancelled before it came).
+
+    Raises: HeadraceError for a hash that is not ours.
+    """
+    state, spec, epoch, attempts, last, worker, crashes, failures, history, stop, *times, status, finished = values
+    if state is None or spec is None:
         return None
-    state, spec, epoch, attempts, last, worker, *times, status, finished = values
     try:
-        created, started, first_token, ended = (int(value or 0) for value in times)
+        created, deadline, started, first_token, ended = (int(value or 0) for value in times)
         event = decode_event(finished) if finished else None
         return Record(
             state=State(state.decode()),
@@ -49,6 +74,11 @@ def parse_record(values: Sequence[Reply]) -> Record | None:
             attempt=int(attempts or 0),
             last=int(last or 0),
             worker=(worker or b"").decode(),
+            crashes=int(crashes or 0),
+            failures=int(failures or 0),
+            history=_history.decode_lines(history or b""),
+            stop=(stop or b"").decode(),
+            deadline_ms=deadline,
             created_at_ms=created,
             started_at_ms=started,
             first_token_at_ms=first_token,

@@ -1,5 +1,6 @@
 """Typed twins of the worker's scripts."""
 
+import random
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -7,20 +8,24 @@ from msgspec import Struct
 from shared.bus.client import Bus
 from shared.bus.connection import Arg
 from shared.bus.script import MAX_ITEMS, Script
+from shared.config import Limits
 from shared.ids import place_of
 from shared.keys import ShardKeys
-from shared.lifecycle import LEASE_MS
 
 BEAT = Script("services.inference", "beat")
 START = Script("services.inference", "start")
+REBASE = Script("services.inference", "rebase")
 EMIT = Script("services.inference", "emit")
 FINISH = Script("services.inference", "finish")
+RELEASE = Script("services.inference", "release")
 RETIRE = Script("services.inference", "retire")
 
 PATIENCE_S = 60.0
 """How long emit and finish are repeated while Redis is away: longer than a failover, and past it the lease decides."""
 RETIRE_PAGE = 1000
 """Entries one retire call looks at; it runs once in a worker's life, so 5 ms of the server are fair."""
+FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 1000, 60_000
+"""Of a task that the engine failed: full jitter below twice as much each time. Source: AWS, Exponential Backoff And Jitter."""
 
 
 class Owner(Struct, frozen=True):
@@ -29,6 +34,7 @@ class Owner(Struct, frozen=True):
     shard: ShardKeys
     worker: str
     nonce: str
+    limits: Limits = Limits()
 
 
 class Hand(Struct, frozen=True):
@@ -46,6 +52,8 @@ class Running(Struct, frozen=True):
     spec: bytes
     body: bytes
     waited_ms: int
+    published: int
+    """Chunks of earlier attempts."""
 
 
 class Emission(Struct, frozen=True):
@@ -75,29 +83,53 @@ class Ending(Struct, frozen=True):
     finished: bytes
 
 
+class Release(Struct, frozen=True):
+    """The arguments of one task of `release.lua`, in its order."""
+
+    id: str
+    epoch: int
+    entry: bytes
+    first: int
+    last: int
+    chunks: bytes
+    journal: bytes
+    charge: str
+    """`failure` (tried again after a pause, `failures` times), `crash` (at once, `crashes` times), or `none`."""
+    why: str
+    share: int
+    """Of the pause, per mille."""
+    status: int = 0
+    result: bytes = b""
+    finished: bytes = b""
+
+
 class Retired(Struct, frozen=True):
     handed_back: int
     left: int
 
 
-async def beat(bus: Bus, owner: Owner, slots: int, announcement: bytes, tasks: Sequence[tuple[str, int]]) -> list[str]:
-    """Renew the announcement and the leases of `tasks` (id, epoch); answers the ids that are no longer held."""
-    shard, lost = owner.shard, []
+async def beat(
+    bus: Bus, owner: Owner, slots: int, announcement: bytes, tasks: Sequence[tuple[str, int]]
+) -> dict[str, str]:
+    """Renew the announcement and the leases of `tasks` (id, epoch); answers what must be stopped, and why."""
+    shard = owner.shard
+    stopped: dict[str, str] = {}
     for start in range(0, max(1, len(tasks)), MAX_ITEMS):
         page = tasks[start : start + MAX_ITEMS]
         keys = [shard.workers, shard.leases, shard.work(owner.worker), shard.arrivals]
         keys += [shard.task(id) for id, _ in page]
-        args: list[Arg] = [owner.worker, owner.nonce, LEASE_MS, slots, announcement]
+        args: list[Arg] = [owner.worker, owner.nonce, owner.limits.lease_ms, slots, announcement]
         for id, epoch in page:
             args += (id, epoch)
-        lost += [id.decode() for id in await bus.run(BEAT, keys, args)]
-    return lost
+        said = [word.decode() for word in await bus.run(BEAT, keys, args)]
+        stopped |= dict(zip(said[::2], said[1::2], strict=True))
+    return stopped
 
 
 async def start(bus: Bus, owner: Owner, hands: Sequence[Hand]) -> list[Running | str]:
     """One verdict per hand: Running, 'stale', or the key that holds another type."""
     keys = [owner.shard.leases, owner.shard.work(owner.worker)]
-    args: list[Arg] = [owner.worker, owner.nonce, LEASE_MS]
+    args: list[Arg] = [*owner.limits.kept(owner.shard.base), owner.worker, owner.nonce, owner.limits.lease_ms]
     for hand in hands:
         keys += _task_keys(owner.shard, hand.id)
         args += (hand.id, hand.epoch, hand.entry)
@@ -110,6 +142,13 @@ async def start(bus: Bus, owner: Owner, hands: Sequence[Hand]) -> list[Running |
     return verdicts
 
 
+async def rebase(bus: Bus, owner: Owner, hand: Hand, *, attempt: int, behind: int) -> str:
+    """Go on behind `behind` chunks, or start over with 0: 'ok', 'fenced', 'gap <last written>' or 'wrongtype <key>'."""
+    args: list[Arg] = [owner.nonce, hand.id, hand.epoch, attempt, behind]
+    verdict = await bus.run(REBASE, _task_keys(owner.shard, hand.id), args, patience_s=PATIENCE_S)
+    return str(verdict, "utf-8")
+
+
 async def emit(bus: Bus, owner: Owner, emissions: Sequence[Emission]) -> list[str]:
     """One verdict per task: 'ok', 'fenced', 'gap <last written>' or 'wrongtype <key>'."""
     keys: list[str] = []
@@ -120,26 +159,48 @@ async def emit(bus: Bus, owner: Owner, emissions: Sequence[Emission]) -> list[st
     return [verdict.decode() for verdict in await bus.run(EMIT, keys, args, patience_s=PATIENCE_S)]
 
 
-async def finish(
-    bus: Bus, owner: Owner, endings: Sequence[Ending], *, results_kept_s: int, log_kept_s: int
-) -> list[str]:
+async def finish(bus: Bus, owner: Owner, endings: Sequence[Ending]) -> list[str]:
     """One verdict per task: 'ok', 'fenced', 'gap <last written>' or 'wrongtype <key>'."""
     shard = owner.shard
-    keys = [shard.work(owner.worker), shard.leases, shard.outbox, shard.arrivals, *shard.backlogs]
-    args: list[Arg] = [owner.nonce, results_kept_s * 1000, log_kept_s * 1000]
+    keys = [shard.work(owner.worker), shard.arrivals, *shard.backlogs]
+    args: list[Arg] = [*owner.limits.kept(owner.shard.base), owner.nonce]
     for item in endings:
         keys += _task_keys(shard, item.id)
         args += (item.id, item.epoch, item.entry, item.first, item.last, item.chunks, item.journal)
         args += (item.state, item.status, item.result, item.finished)
-    return [verdict.decode() for verdict in await bus.run(FINISH, keys, args, patience_s=PATIENCE_S)]
+    return [verdict.decode() for verdict in await bus.run(FINISH, keys, args, patience_s=PATIENCE_S, durable=True)]
+
+
+async def release(bus: Bus, owner: Owner, items: Sequence[Release]) -> list[str]:
+    """One verdict per task: see release.lua."""
+    shard, limits = owner.shard, owner.limits
+    keys = [shard.work(owner.worker), shard.arrivals]
+    args: list[Arg] = [
+        *owner.limits.kept(owner.shard.base),
+        owner.nonce,
+        limits.failures,
+        limits.crashes,
+        FIRST_PAUSE_MS,
+        LONGEST_PAUSE_MS,
+    ]
+    for item in items:
+        keys += _task_keys(shard, item.id)
+        args += (item.id, item.epoch, item.entry, item.first, item.last, item.chunks, item.journal)
+        args += (item.charge, item.why, item.share, item.status, item.result, item.finished)
+    return [verdict.decode() for verdict in await bus.run(RELEASE, keys, args, patience_s=PATIENCE_S)]
 
 
 async def retire(bus: Bus, owner: Owner, *, running: bool) -> Retired:
     """Hand back what has not started, and with `running` also what has."""
     shard = owner.shard
-    keys = [shard.work(owner.worker), shard.workers, shard.leases, shard.arrivals, *shard.backlogs]
-    args: list[Arg] = [owner.worker, owner.nonce, shard.base, RETIRE_PAGE, int(running)]
+    keys = [shard.work(owner.worker), shard.workers, shard.suspects, shard.arrivals]
+    args: list[Arg] = [*owner.limits.kept(owner.shard.base), owner.worker, owner.nonce, RETIRE_PAGE, int(running)]
     return Retired(*await bus.run(RETIRE, keys, args))
+
+
+def jitter() -> int:
+    """A share of a pause, per mille."""
+    return random.randint(0, 1000)
 
 
 def _task_keys(shard: ShardKeys, id: str) -> tuple[str, str, str]:

@@ -7,12 +7,14 @@ from msgspec import Struct
 from shared.bus.client import Bus
 from shared.bus.connection import Arg
 from shared.bus.script import MAX_ITEMS, Script
+from shared.config import Limits
 from shared.keys import ShardKeys
-from shared.lifecycle import LEASE_MS
 
 ADMIT = Script("services.scheduler", "admit")
 DISPATCH = Script("services.scheduler", "dispatch")
 REAP = Script("services.scheduler", "reap")
+DUE = Script("services.scheduler", "due")
+REPAIR = Script("services.scheduler", "repair")
 
 
 class Arrival(Struct, frozen=True):
@@ -32,6 +34,24 @@ class Reaped(Struct, frozen=True):
     running: int
     unstarted: int
     workers: int
+    quarantined: int
+
+
+class Due(Struct, frozen=True):
+    expired: int
+    cancelled: int
+    told: int
+    """Running tasks whose workers were told to stop."""
+    back: int
+    """Retries put back into the waiting order."""
+
+
+class Look(Struct, frozen=True):
+    """The arguments of one task of `repair.lua`, in its order."""
+
+    id: str
+    astray_epoch: str
+    """What an earlier look answered; empty: this is the first."""
 
 
 async def admit(bus: Bus, shard: ShardKeys, arrivals: Sequence[Arrival]) -> list[str]:
@@ -43,10 +63,24 @@ async def admit(bus: Bus, shard: ShardKeys, arrivals: Sequence[Arrival]) -> list
     return [verdict.decode() for verdict in await bus.run(ADMIT, keys, args)]
 
 
-async def dispatch(bus: Bus, shard: ShardKeys, most: int = MAX_ITEMS) -> Dispatched:
-    return Dispatched(*await bus.run(DISPATCH, [shard.workers, *shard.backlogs], [shard.base, most, LEASE_MS]))
+async def dispatch(bus: Bus, shard: ShardKeys, limits: Limits, most: int = MAX_ITEMS) -> Dispatched:
+    keys = [shard.workers, shard.suspects, shard.later, *shard.backlogs]
+    return Dispatched(*await bus.run(DISPATCH, keys, [shard.base, most, limits.lease_ms, max(1, limits.crashes - 1)]))
 
 
-async def reap(bus: Bus, shard: ShardKeys, most: int = MAX_ITEMS) -> Reaped:
-    keys = [shard.leases, shard.workers, shard.arrivals, *shard.backlogs]
-    return Reaped(*await bus.run(REAP, keys, [shard.base, most, LEASE_MS]))
+async def reap(bus: Bus, shard: ShardKeys, limits: Limits, most: int = MAX_ITEMS) -> Reaped:
+    keys = [shard.leases, shard.workers, shard.suspects]
+    return Reaped(*await bus.run(REAP, keys, [*limits.kept(shard.base), most, limits.lease_ms, limits.crashes]))
+
+
+async def due(bus: Bus, shard: ShardKeys, limits: Limits, most: int = MAX_ITEMS) -> Due:
+    keys = [shard.expiry, shard.attached, shard.later]
+    return Due(*await bus.run(DUE, keys, [*limits.kept(shard.base), most]))
+
+
+async def repair(bus: Bus, shard: ShardKeys, limits: Limits, looks: Sequence[Look]) -> list[str]:
+    """One verdict per task: 'well', 'repaired', or the epoch that it is astray with."""
+    args: list[Arg] = [*limits.kept(shard.base)]
+    for look in looks:
+        args += (look.id, look.astray_epoch)
+    return [verdict.decode() for verdict in await bus.run(REPAIR, [shard.expiry, shard.leases], args)]

@@ -1,9 +1,9 @@
 #!lua
 -- reserve: bind a producer's key to one task id and one body.
 -- KEYS     reservation
--- ARGV     id, fingerprint of the body, kept (ms)
+-- ARGV     id, fingerprint of the body ('-' = any: the task is cancelled before it comes), kept (ms)
 -- RETURNS  {'reserved' | 'known' | 'conflict', the task id that the key is bound to} | {'wrongtype', key}
--- INVARIANT the first sender's id and fingerprint stay until the reservation expires.
+-- INVARIANT the first sender's id stays until the reservation expires, and so does the first body's fingerprint.
 local reservation = KEYS[1]
 local id, fingerprint, kept_ms = ARGV[1], ARGV[2], ARGV[3]
 
@@ -15,7 +15,9 @@ elseif kind ~= 'string' then
   return {'wrongtype', reservation}
 end
 local known, bound = string.match(redis.call('GET', reservation), '^(%S+) (%S+)$')
-if known ~= fingerprint then
+if known == '-' then
+  redis.call('SET', reservation, fingerprint .. ' ' .. bound, 'KEEPTTL')
+elseif known ~= fingerprint and fingerprint ~= '-' then
   return {'conflict', bound}
 end
 return {'known', bound}

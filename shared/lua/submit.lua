@@ -1,60 +1,80 @@
 #!lua
--- submit: make tasks, once each. The only script that is refused when memory is full.
+-- submit: make tasks, once each. The only script that is refused when memory is full, with reserve.
 -- KEYS     in, backlog of each lane (3), then per task: task, tenant index, session index, bus
--- ARGV     backlog limit (tasks), index length (tasks), indexes kept (ms),
---          then per task: id, lane, session, reply_to, spec, body, pending event
+-- ARGV     base of the shard's keys, results kept (ms), log kept (ms), backlog limit (tasks), index length (tasks),
+--          waiter's lease (ms), then per task: id, lane, session, reply_to, attached ('1' or ''), expires in (ms), spec, body,
+--          pending event
 -- RETURNS  per task: 'new' | state of the task that has this id already | 'full' | 'wrongtype <key>'
--- INVARIANT a task's hash and its entry in `in` are made together; a repeat makes neither.
-local arrivals = KEYS[1]
-local backlog_limit, index_length, index_kept_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+-- INVARIANT a task's hash, its entry in `in` and its deadline are made together; a repeat makes none. A task that was
+--          cancelled before it came is made, and ends in the same step.
+local arrivals, lanes = KEYS[1], {KEYS[2], KEYS[3], KEYS[4]}
+local base, kept_ms, log_kept_ms = ARGV[1], ARGV[2], ARGV[3]
+local backlog_limit, index_length, attached_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 
-local function is(key, wanted)
-  local kind = redis.call('TYPE', key).ok
-  return kind == 'none' or kind == wanted
-end
+-- USES clock, types, task
 
-local function remember(index, id, now_ms)
+local function remember(index, id)
   redis.call('ZADD', index, now_ms, id)
   redis.call('ZREMRANGEBYRANK', index, 0, -index_length - 1)
-  redis.call('PEXPIRE', index, index_kept_ms)
+  redis.call('PEXPIRE', index, kept_ms)
 end
 
-local broken
-for _, check in ipairs({{1, 'stream'}, {2, 'zset'}, {3, 'zset'}, {4, 'zset'}}) do
-  if not is(KEYS[check[1]], check[2]) then broken = 'wrongtype ' .. KEYS[check[1]] end
+local function broken_shard()
+  if not is(arrivals, 'stream') then return 'wrongtype ' .. arrivals end
+  for _, key in ipairs({lanes[1], lanes[2], lanes[3], base .. 'expiry', base .. 'attached'}) do
+    if not is(key, 'zset') then return 'wrongtype ' .. key end
+  end
 end
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-local room = 0
+local broken, room = broken_shard(), 0
 if not broken then
   room = backlog_limit - redis.call('XLEN', arrivals)
-  for lane = 2, 4 do room = room - redis.call('ZCARD', KEYS[lane]) end
+  for _, lane in ipairs(lanes) do room = room - redis.call('ZCARD', lane) end
 end
 
-local function submit(task, tenant_index, session_index, bus, id, lane, session, reply_to, spec, body, pending)
-  local kind = redis.call('TYPE', task).ok
-  if kind == 'hash' then return redis.call('HGET', task, 'state') or 'wrongtype ' .. task end
-  if kind ~= 'none' then return 'wrongtype ' .. task end
-  if not is(tenant_index, 'zset') then return 'wrongtype ' .. tenant_index end
-  if not is(session_index, 'zset') then return 'wrongtype ' .. session_index end
-  if not is(bus, 'stream') then return 'wrongtype ' .. bus end
-  if room <= 0 then return 'full' end
+-- What keeps it from being made; true as the second answer: it was cancelled before it came.
+local function refusal(id, task, tenant_index, session_index, bus)
+  local kind, cancelled = redis.call('TYPE', task).ok, false
+  if kind == 'hash' then
+    local state, tombstone = unpack(redis.call('HMGET', task, 'state', 'tombstone'))
+    if not tombstone then return state or 'wrongtype ' .. task end
+    cancelled = true
+  elseif kind ~= 'none' then
+    return 'wrongtype ' .. task
+  end
+  for key, wanted in pairs({[tenant_index] = 'zset', [session_index] = 'zset', [bus] = 'stream',
+    [base .. 'log:' .. id] = 'stream', [cancelled and base .. 'outbox' or bus] = 'stream'}) do
+    if not is(key, wanted) then return 'wrongtype ' .. key end
+  end
+  return broken or (not cancelled and room <= 0 and 'full'), cancelled
+end
+
+local function submit(keys, id, lane, session, reply_to, attached, expires_ms, spec, body, pending)
+  local task, tenant_index, session_index, bus = unpack(keys)
+  local refused, cancelled = refusal(id, task, tenant_index, session_index, bus)
+  if refused then return refused end
   room = room - 1
+  local deadline_ms = now_ms + tonumber(expires_ms)
+  redis.call('DEL', task)
   redis.call('HSET', task, 'state', 'pending', 'lane', lane, 'session', session, 'reply_to', reply_to, 'epoch', 0,
-    'created_at_ms', now_ms, 'spec', spec, 'body', body)
-  redis.call('XADD', arrivals, '*', 't', id)
-  remember(tenant_index, id, now_ms)
+    'created_at_ms', now_ms, 'deadline_ms', deadline_ms, 'spec', spec, 'body', body)
+  remember(tenant_index, id)
   if session ~= '' then
-    remember(session_index, id, now_ms)
+    remember(session_index, id)
     redis.call('XADD', bus, 'MINID', '~', now_ms - 120000, '*', 't', id, 's', session, 'e', pending)
   end
+  if cancelled then
+    end_as(find(id), 'cancelled')
+    return 'cancelled'
+  end
+  redis.call('XADD', arrivals, '*', 't', id)
+  redis.call('ZADD', base .. 'expiry', deadline_ms, id)
+  if attached ~= '' then redis.call('ZADD', base .. 'attached', now_ms + attached_ms, id) end
   return 'new'
 end
 
 local verdicts = {}
-for item = 0, (#ARGV - 3) / 7 - 1 do
-  local key, arg = 5 + item * 4, 4 + item * 7
-  verdicts[#verdicts + 1] = broken or submit(KEYS[key], KEYS[key + 1], KEYS[key + 2], KEYS[key + 3],
-    unpack(ARGV, arg, arg + 6))
+for item = 0, (#ARGV - 6) / 9 - 1 do
+  local key, arg = 5 + item * 4, 7 + item * 9
+  verdicts[#verdicts + 1] = submit({unpack(KEYS, key, key + 3)}, unpack(ARGV, arg, arg + 8))
 end
 return verdicts

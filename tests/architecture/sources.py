@@ -14,7 +14,17 @@ def python_files() -> list[Path]:
 
 
 def lua_files() -> list[Path]:
+    """Scripts and libraries."""
     return sorted(path for folder in ("shared", "services") for path in (ROOT / folder).rglob("*.lua"))
+
+
+def lua_scripts() -> list[Path]:
+    return [path for path in lua_files() if path.parent.name != "lib"]
+
+
+def lua_libraries() -> list[Path]:
+    """What scripts take in: no scripts themselves."""
+    return [path for path in lua_files() if path.parent.name == "lib"]
 
 
 def name_of(path: Path) -> str:

@@ -12,7 +12,20 @@ from msgspec import Raw, Struct
 from shared import messages
 from shared.errors import ErrorBody
 from shared.lifecycle import Lane, State
-from shared.messages import Announcement, Chunks, Event, Finished, Message, Pending, Reply, Reset, Started, Task, encode
+from shared.messages import (
+    Announcement,
+    Chunks,
+    Event,
+    Finished,
+    Message,
+    Pending,
+    Reply,
+    Reset,
+    Resumed,
+    Started,
+    Task,
+    encode,
+)
 
 GOLDEN: list[tuple[Message, bytes]] = [
     (
@@ -37,9 +50,15 @@ GOLDEN: list[tuple[Message, bytes]] = [
         (b'{"type":"task.v1","route":"/v1/chat/completions","model":"m","tenant":"default","lane":"batch","streamed":true,'
          b'"session":"s","user":"u","reply_to":"r","task_id":"p","template_id":"default","context":{"a":1},"metadata":{}}'),
     ),
+    (
+        Task(route="/v1/completions", model="m", tenant="default", expires_in_s=1.5, attached=True, requeued_from="t"),
+        (b'{"type":"task.v1","route":"/v1/completions","model":"m","tenant":"default","expires_in_s":1.5,"attached":true,'
+         b'"requeued_from":"t"}'),
+    ),
     (Pending(model="m", lane=Lane.NORMAL), b'{"type":"pending.v1","model":"m","lane":"normal"}'),
     (Started(attempt=1, worker="w"), b'{"type":"started.v1","attempt":1,"worker":"w"}'),
     (Reset(attempt=2, why="retry"), b'{"type":"reset.v1","attempt":2,"why":"retry"}'),
+    (Resumed(attempt=2, last=7), b'{"type":"resumed.v1","attempt":2,"last":7}'),
     (
         Chunks(attempt=1, first=3, last=4, chunks=[Raw(b'{"n":3}'), Raw(b'{"n":4}')]),
         b'{"type":"chunks.v1","attempt":1,"first":3,"last":4,"chunks":[{"n":3},{"n":4}]}',

@@ -132,3 +132,16 @@ def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_path_of_the_file_is_kept(tmp_path: Path) -> None:
     assert read(tmp_path, "").path == str(tmp_path / "headrace.toml")
+
+
+def test_durability_is_said_at_the_top(tmp_path: Path) -> None:
+    config = read(tmp_path, 'durability = "synced"\nreplicas = 2')
+    assert (config.durability, config.replicas) == ("synced", 2)
+    assert (read(tmp_path, "").durability, read(tmp_path, "").replicas) == ("fast", 0)
+
+
+def test_durability_that_does_not_exist_is_a_fault(tmp_path: Path) -> None:
+    told = faults(tmp_path, 'durability = "sure"\nreplicas = -1\ndurable = true')
+    assert "durability is 'sure': allowed: fast, replicated, synced" in told
+    assert "replicas is -1" in told
+    assert "durable: unknown; known: durability, limits, pools, replicas" in told

@@ -18,7 +18,7 @@ CONFIG = Config(pools={"smol": Pool(model=MODEL, engine="echo")})
 PLACE = Place("smol", 0, 0, 0)
 SHARD = shard_keys("smol", 0)
 BODY = b'{"model":"echo-1","messages":[]}'
-RESULTS_KEPT_S, LOG_KEPT_S = 600, 60
+LIMITS = Limits(results_kept_s=600, log_kept_s=60)
 
 
 def config(backlog: int = 100) -> Config:
@@ -30,13 +30,24 @@ def new_id() -> str:
 
 
 def item(
-    id: str = "", *, lane: Lane = Lane.NORMAL, session: str = "", reply_to: str = "", body: bytes = BODY
+    id: str = "",
+    *,
+    lane: Lane = Lane.NORMAL,
+    session: str = "",
+    reply_to: str = "",
+    body: bytes = BODY,
+    attached: bool = False,
+    expires_in_s: float = 600,
 ) -> tuple[SubmitItem, Task]:
     task = Task(
         route="/v1/chat/completions", model=MODEL, tenant="default", lane=lane, session=session, reply_to=reply_to
     )
     pending = encode(Pending(model=MODEL, lane=lane))
-    return SubmitItem(id or new_id(), lane, session, reply_to, encode(task), body, pending), task
+    expires_in_ms = int(expires_in_s * 1000)
+    made = SubmitItem(
+        id or new_id(), lane, session, reply_to, "1" if attached else "", expires_in_ms, encode(task), body, pending
+    )
+    return made, task
 
 
 async def submitted(bus: Bus, *, lane: Lane = Lane.NORMAL, session: str = "", reply_to: str = "") -> str:
@@ -74,8 +85,8 @@ async def admit_all(bus: Bus) -> list[str]:
 
 async def worker(bus: Bus, name: str = "w1", *, slots: int = 4) -> Owner:
     """A live worker with announced slots."""
-    owner = Owner(SHARD, name, new_nonce())
-    assert await beat(bus, owner, slots, b"{}", []) == []
+    owner = Owner(SHARD, name, new_nonce(), LIMITS)
+    assert await beat(bus, owner, slots, b"{}", []) == {}
     return owner
 
 
@@ -89,7 +100,7 @@ async def hands(bus: Bus, owner: Owner) -> list[Hand]:
 async def handed(bus: Bus, owner: Owner, *, session: str = "", reply_to: str = "") -> Hand:
     """A task that the worker was given and has not started."""
     id = await admitted(bus, session=session, reply_to=reply_to)
-    assert (await dispatch(bus, SHARD)).handed_out == 1
+    assert (await dispatch(bus, SHARD, LIMITS)).handed_out == 1
     (hand,) = await hands(bus, owner)
     assert hand.id == id
     return hand
@@ -122,7 +133,9 @@ def emission(hand: Hand, first: int, last: int, *, attempt: int = 1, journal: by
     return Emission(hand.id, hand.epoch, first, last, chunks_event(first, last, attempt), journal)
 
 
-def ending(hand: Hand, first: int, last: int, *, attempt: int = 1, journal: bytes = b"") -> Ending:
+def ending(
+    hand: Hand, first: int, last: int, *, attempt: int = 1, journal: bytes = b"", state: State = State.COMPLETED
+) -> Ending:
     """The end with a tail `first`..`last`; an empty tail if first is above last."""
     tail = chunks_event(first, last, attempt) if first <= last else b""
     return Ending(
@@ -133,10 +146,10 @@ def ending(hand: Hand, first: int, last: int, *, attempt: int = 1, journal: byte
         last=last,
         chunks=tail,
         journal=journal,
-        state=State.COMPLETED,
+        state=state,
         status=200,
         result=b'{"said":"yes"}',
-        finished=finished_event(last, attempt),
+        finished=finished_event(last, attempt, state),
     )
 
 
@@ -146,7 +159,7 @@ async def emit_one(bus: Bus, owner: Owner, one: Emission) -> str:
 
 
 async def finish_one(bus: Bus, owner: Owner, one: Ending) -> str:
-    (verdict,) = await finish(bus, owner, [one], results_kept_s=RESULTS_KEPT_S, log_kept_s=LOG_KEPT_S)
+    (verdict,) = await finish(bus, owner, [one])
     return verdict
 
 

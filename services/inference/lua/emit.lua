@@ -3,11 +3,10 @@
 -- KEYS     per task: task, log, bus
 -- ARGV     nonce, then per task: id, epoch, first, last, chunks event, journal ('' = none)
 -- RETURNS  per task: 'ok' (written now or before) | 'fenced' | 'gap <last written>' | 'wrongtype <key>'
--- INVARIANT chunk numbers of an attempt are dense: a range is written once, and only behind the one before it.
+-- INVARIANT chunk numbers of a task are dense: a range is written once, and only behind the one before it.
 local nonce = ARGV[1]
 
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+-- USES clock
 
 -- An error is a table; XLEN and XADD answer none.
 local function emit(task, log, bus, id, epoch, first, last, event, journal)

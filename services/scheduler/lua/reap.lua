@@ -1,35 +1,38 @@
 #!lua flags=allow-oom
 -- reap: take tasks back from workers that were silent for longer than their lease.
--- KEYS     leases, workers, in, backlog of each lane (3)
--- ARGV     base of the shard's keys, most tasks of this call, age at which a worker's beat is too old (ms)
--- RETURNS  {running tasks taken back, tasks taken back that had not started, workers removed}
+-- KEYS     leases, workers, suspects
+-- ARGV     base of the shard's keys, results kept (ms), log kept (ms), most tasks of this call,
+--          age at which a worker's beat is too old (ms), crashes at which a task is quarantined
+-- RETURNS  {running tasks taken back, tasks taken back that had not started, workers removed, tasks quarantined}
 -- INVARIANT a task taken back has a higher epoch, so whoever held it can change nothing afterwards.
 -- The task and work keys are computed: they are known only here, and share the shard's hash tag.
-local leases, workers_key, arrivals = KEYS[1], KEYS[2], KEYS[3]
-local backlogs = {interactive = KEYS[4], normal = KEYS[5], batch = KEYS[6]}
-local base, most, too_old_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local leases, workers_key, suspects = KEYS[1], KEYS[2], KEYS[3]
+local base, kept_ms, log_kept_ms, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local too_old_ms, crash_limit = tonumber(ARGV[5]), tonumber(ARGV[6])
 
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+-- USES clock, types, task
 
-local function requeue(id, crashes)
-  local task = base .. 'task:' .. id
-  local lane, created_at_ms = unpack(redis.call('HMGET', task, 'lane', 'created_at_ms'))
-  if not lane then return end
-  redis.call('HINCRBY', task, 'epoch', 1)
-  redis.call('HINCRBY', task, 'crashes', crashes)
-  redis.call('HSET', task, 'state', 'pending')
-  redis.call('HDEL', task, 'owner', 'worker')
-  redis.call('ZADD', backlogs[lane], 'NX', created_at_ms, id)
+check_shard()
+redis.call('HLEN', suspects)
+local announced = redis.call('HGETALL', workers_key)
+local lost, quarantined = 0, 0
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now_ms, 'LIMIT', 0, most)) do
+  local task = find(id)
+  if not task or task.state ~= 'processing' then
+    redis.call('ZREM', leases, id)
+  elseif not foreign(task) then
+    lost = lost + 1
+    if survive(task, crash_limit, 'lost') == 'quarantined' then quarantined = quarantined + 1 end
+  end
 end
 
-redis.call('XLEN', arrivals)  -- raises before the first write if a key holds another type; so do the next lines
-for _, backlog in pairs(backlogs) do redis.call('ZCARD', backlog) end
-local announced = redis.call('HGETALL', workers_key)
-local lost = redis.call('ZRANGEBYSCORE', leases, '-inf', now_ms, 'LIMIT', 0, most)
-for _, id in ipairs(lost) do
-  redis.call('ZREM', leases, id)
-  if redis.pcall('HGET', base .. 'task:' .. id, 'state') == 'processing' then requeue(id, 1) end
+local held = redis.call('HGETALL', suspects)
+for i = 1, #held, 2 do
+  local id, epoch = string.match(held[i + 1], '^(%S+) (%S+)$')
+  local task = id and find(id)
+  if not task or task.epoch ~= epoch or not (task.state == 'pending' or task.state == 'processing') then
+    redis.call('HDEL', suspects, held[i])
+  end
 end
 
 local unstarted, removed = 0, 0
@@ -39,19 +42,20 @@ for i = 1, #announced, 2 do
     local stream = base .. 'work:' .. announced[i]
     for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', most)) do
       local id, epoch = entry[2][2], entry[2][4]
-      local state, current = unpack(redis.pcall('HMGET', base .. 'task:' .. id, 'state', 'epoch'))
-      if state == 'pending' and current == epoch then
-        requeue(id, 0)
+      local task = find(id)
+      if task and task.state == 'pending' and task.epoch == epoch then
+        requeue(task, 'lost')
         unstarted = unstarted + 1
       end
-      if not (state == 'processing' and current == epoch) then redis.call('XDEL', stream, entry[1]) end
+      if not (task and task.state == 'processing' and task.epoch == epoch) then redis.call('XDEL', stream, entry[1]) end
     end
     if redis.call('XLEN', stream) == 0 then
       redis.call('DEL', stream)
       redis.call('HDEL', workers_key, announced[i])
+      redis.call('HDEL', suspects, announced[i])
       removed = removed + 1
     end
   end
 end
-if #lost + unstarted > 0 then redis.call('XADD', arrivals, '*', 'wake', 'reap') end
-return {#lost, unstarted, removed}
+if lost + unstarted > 0 then redis.call('XADD', base .. 'in', '*', 'wake', 'reap') end
+return {lost, unstarted, removed, quarantined}

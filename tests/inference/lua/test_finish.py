@@ -29,9 +29,9 @@ async def test_end_is_in_the_hash_the_log_and_on_the_bus(bus: Bus) -> None:
 async def test_keys_of_the_task_expire_and_its_lease_and_work_entry_are_gone(bus: Bus) -> None:
     owner = await tasks.worker(bus)
     hand = await tasks.ended(bus, owner)
-    assert 0 < await tasks.ttl_ms(bus, SHARD.task(hand.id)) <= tasks.RESULTS_KEPT_S * 1000
-    assert 0 < await tasks.ttl_ms(bus, SHARD.log(hand.id)) <= tasks.LOG_KEPT_S * 1000
-    assert await bus.commands.call("ZCARD", SHARD.leases) == 0
+    assert 0 < await tasks.ttl_ms(bus, SHARD.task(hand.id)) <= tasks.LIMITS.results_kept_s * 1000
+    assert 0 < await tasks.ttl_ms(bus, SHARD.log(hand.id)) <= tasks.LIMITS.log_kept_s * 1000
+    assert await bus.commands.call("EXISTS", SHARD.leases, SHARD.expiry) == 0
     assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
     assert (await bus.commands.call("XPENDING", SHARD.work(owner.worker), "workers"))[0] == 0
 
@@ -88,6 +88,29 @@ async def test_other_epoch_is_fenced_and_its_slot_is_free(bus: Bus, step: int) -
     assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
 
 
+async def test_worker_that_slept_while_its_task_was_ended_is_fenced_and_its_slot_is_free(bus: Bus) -> None:
+    """It must not take its own result, which nobody will see, for written."""
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner, reply_to="orders")
+    await bus.commands.call("HSET", SHARD.task(hand.id), "stop", "cancelled")
+    await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
+    await reap(bus, SHARD, tasks.LIMITS)
+    before = await tasks.fields(bus, hand.id)
+    assert before["state"] == "cancelled"
+    assert await finish_one(bus, owner, ending(hand, 1, 1)) == "fenced"
+    assert await tasks.fields(bus, hand.id) == before
+    assert len(await tasks.entries(bus, SHARD.outbox)) == 1
+    assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
+
+
+async def test_attached_task_that_ends_is_no_longer_waited_for(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    await bus.commands.call("ZADD", SHARD.attached, 1, hand.id)
+    await finish_one(bus, owner, ending(hand, 1, 1))
+    assert await bus.commands.call("EXISTS", SHARD.attached) == 0
+
+
 async def test_unknown_task_is_fenced_and_made_by_nobody(bus: Bus) -> None:
     owner = await tasks.worker(bus)
     hand = replace(await tasks.ended(bus, owner), id=tasks.new_id())
@@ -99,13 +122,12 @@ async def test_of_two_attempts_only_the_later_one_ends_the_task(bus: Bus) -> Non
     owner = await tasks.worker(bus)
     first = await tasks.running(bus, owner)
     await bus.commands.call("ZADD", SHARD.leases, 1, first.id)
-    await reap(bus, SHARD)
-    await dispatch(bus, SHARD)
+    await reap(bus, SHARD, tasks.LIMITS)
+    await dispatch(bus, SHARD, tasks.LIMITS)
     (second,) = await tasks.hands(bus, owner)
     await start(bus, owner, [second])
     page = [ending(first, 1, 1), ending(second, 1, 1, attempt=2)]
-    verdicts = await finish(bus, owner, page, results_kept_s=60, log_kept_s=60)
-    assert verdicts == ["fenced", "ok"]
+    assert await finish(bus, owner, page) == ["fenced", "ok"]
     ends = [e for _, e in await tasks.entries(bus, SHARD.log(first.id)) if b"finished.v1" in e[b"e"]]
     assert len(ends) == 1
 
@@ -139,7 +161,10 @@ async def test_arrival_that_waits_anyway_is_wake_up_enough(bus: Bus) -> None:
 
 
 @pytest.mark.keeps_keys
-@pytest.mark.parametrize("kind", ["task", "log", "bus", "leases", "work", "outbox", "in", "backlog"])
+@pytest.mark.parametrize(
+    "kind",
+    ["task", "log", "bus", "leases", "expiry", "attached", "later", "dead", "work", "outbox", "in", "backlog"],
+)
 async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, kind: str) -> None:
     owner = await tasks.worker(bus)
     hand = await tasks.running(bus, owner, reply_to="orders")
@@ -148,16 +173,16 @@ async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, kind: str) -
         "log": SHARD.log(hand.id),
         "bus": SHARD.bus(0),
         "leases": SHARD.leases,
+        "expiry": SHARD.expiry,
+        "attached": SHARD.attached,
+        "later": SHARD.later,
+        "dead": SHARD.dead,
         "work": SHARD.work("w1"),
         "outbox": SHARD.outbox,
         "in": SHARD.arrivals,
         "backlog": SHARD.backlogs[2],
     }[kind]
-
-    async def call() -> list[str]:
-        return await finish(bus, owner, [ending(hand, 1, 1)], results_kept_s=60, log_kept_s=60)
-
-    await assert_refused_whole(bus, key, call)
+    await assert_refused_whole(bus, key, lambda: finish(bus, owner, [ending(hand, 1, 1)]))
 
 
 @pytest.mark.keeps_keys
@@ -172,7 +197,7 @@ async def test_spoiled_neighbours_do_not_keep_a_task_from_ending(bus: Bus) -> No
     for key in (SHARD.task(gone.id), SHARD.log(unlogged.id), SHARD.outbox):
         await spoil(bus, key)
     page = [ending(hand, 1, 1) for hand in (gone, unlogged, unreplied, good)]
-    assert await finish(bus, owner, page, results_kept_s=60, log_kept_s=60) == [
+    assert await finish(bus, owner, page) == [
         f"wrongtype {SHARD.task(gone.id)}",
         f"wrongtype {SHARD.log(unlogged.id)}",
         f"wrongtype {SHARD.outbox}",

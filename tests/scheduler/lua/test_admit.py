@@ -51,16 +51,16 @@ async def test_late_repeat_does_not_queue_what_was_handed_out_meanwhile(bus: Bus
     await tasks.submitted(bus)
     page = [arrival for arrival in await tasks.arrivals(bus) if arrival.id]
     await admit(bus, SHARD, page)
-    await dispatch(bus, SHARD)
+    await dispatch(bus, SHARD, tasks.LIMITS)
     assert await admit(bus, SHARD, page) == ["handed out"]
-    assert await dispatch(bus, SHARD) == Dispatched(0, 0, 3)
+    assert await dispatch(bus, SHARD, tasks.LIMITS) == Dispatched(0, 0, 3)
 
 
 async def test_late_repeat_does_not_move_a_task_that_was_taken_back(bus: Bus) -> None:
     owner = await tasks.worker(bus)
     hand = await tasks.running(bus, owner)
     await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
-    await reap(bus, SHARD)
+    await reap(bus, SHARD, tasks.LIMITS)
     before = await bus.commands.call("ZRANGE", SHARD.backlogs[1], 0, -1, "WITHSCORES")
     assert await admit(bus, SHARD, [Arrival(hand.id, b"1-1")]) == ["handed out"]
     assert await bus.commands.call("ZRANGE", SHARD.backlogs[1], 0, -1, "WITHSCORES") == before

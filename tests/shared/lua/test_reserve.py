@@ -7,7 +7,7 @@ from shared.bus.client import Bus
 from shared.errors import IdempotencyConflict, WrongKeyType
 from shared.messages import Task
 from shared.request import Request
-from shared.submit import RESERVE, Submitter
+from shared.submit import ANY_BODY, RESERVE, Submitter
 from tests.support import tasks
 from tests.support.redis import spoil
 from tests.support.tasks import CONFIG
@@ -41,6 +41,20 @@ async def test_rival_with_another_body_is_a_conflict_and_changes_nothing(bus: Bu
     assert await bus.commands.call("GET", KEY) == b"f1 id1"
 
 
+async def test_key_that_was_cancelled_before_its_task_came_leads_to_the_id_that_holds_the_note(bus: Bus) -> None:
+    assert await reserve(bus, "id1", ANY_BODY) == [b"reserved", b"id1"]
+    assert await reserve(bus, "id2", ANY_BODY) == [b"known", b"id1"]
+    assert await reserve(bus, "id3", "f3", kept_ms=600_000) == [b"known", b"id1"]
+    assert 0 < await tasks.ttl_ms(bus, KEY) <= 60_000
+    assert await reserve(bus, "id4", "f4") == [b"conflict", b"id1"]
+
+
+async def test_cancel_of_a_known_key_gets_its_id_and_keeps_the_first_body(bus: Bus) -> None:
+    await reserve(bus, "id1", "f1")
+    assert await reserve(bus, "id2", ANY_BODY) == [b"known", b"id1"]
+    assert await bus.commands.call("GET", KEY) == b"f1 id1"
+
+
 async def test_wrong_type_is_named_and_left_as_it_is(bus: Bus) -> None:
     await spoil(bus, KEY, command="RPUSH")
     assert await reserve(bus, "id1", "f1") == [b"wrongtype", KEY.encode()]
@@ -58,6 +72,13 @@ async def test_submitter_makes_one_task_for_a_key_however_often_it_is_sent(bus: 
     assert first.id == again.id
     with pytest.raises(IdempotencyConflict, match="order-7"):
         await submitter.submit(request(b"{}"), tasks.new_id())
+
+
+async def test_submitter_keeps_a_key_for_as_long_as_its_task_may_live_and_be_asked_for(bus: Bus) -> None:
+    await Submitter(bus, CONFIG).submit(request(), tasks.new_id())
+    limits = CONFIG.limits
+    kept_ms = (limits.waiting_s + limits.results_kept_s) * 1000
+    assert kept_ms - 60_000 < await tasks.ttl_ms(bus, KEY) <= kept_ms
 
 
 async def test_reservation_left_by_a_sender_that_died_is_completed_by_the_next(bus: Bus) -> None:

@@ -1,29 +1,84 @@
 """submit.lua: a task is made once, with its arrival, its indexes and its news."""
 
 import asyncio
+import json
 
 import pytest
 
 from services.inference.scripts import start
+from services.scheduler.scripts import dispatch
 from shared.bus.client import Bus
+from shared.cancel import cancel
 from shared.errors import CommandRefused
 from shared.lifecycle import Lane
-from shared.submit import INDEX_LENGTH, submit
+from shared.messages import Finished, Pending, decode_event
+from shared.submit import ATTACHED_MS, INDEX_LENGTH, submit
 from tests.support import tasks
 from tests.support.redis import assert_refused_whole, snapshot, spoil
 from tests.support.tasks import CONFIG, SHARD
 
 
 async def test_new_task_is_pending_and_in_the_arrivals(bus: Bus) -> None:
-    made = tasks.item(lane=Lane.BATCH, session="s1", reply_to="orders")
+    made = tasks.item(lane=Lane.BATCH, session="s1", reply_to="orders", expires_in_s=60)
     assert await submit(bus, SHARD, CONFIG, [made]) == ["new"]
     hash = await tasks.fields(bus, made[0].id)
-    assert hash.pop("created_at_ms").isdigit()
+    assert int(hash.pop("deadline_ms")) - int(hash.pop("created_at_ms")) == 60_000
     assert hash == {
         "state": "pending", "lane": "batch", "session": "s1", "reply_to": "orders", "epoch": "0",
         "spec": made[0].spec.decode(), "body": made[0].body.decode(),
     }  # fmt: skip
     assert [fields for _, fields in await tasks.entries(bus, SHARD.arrivals)] == [{b"t": made[0].id.encode()}]
+
+
+async def test_every_task_has_a_deadline_by_which_it_is_found(bus: Bus) -> None:
+    soon, later = tasks.item(expires_in_s=0.5), tasks.item(expires_in_s=86_400)
+    assert await submit(bus, SHARD, CONFIG, [later, soon]) == ["new", "new"]
+    deadlines = [(await tasks.fields(bus, made[0].id))["deadline_ms"] for made in (soon, later)]
+    found = await bus.commands.call("ZRANGE", SHARD.expiry, 0, -1, "WITHSCORES")
+    assert [value.decode() for value in found] == [soon[0].id, deadlines[0], later[0].id, deadlines[1]]
+
+
+async def test_only_an_attached_task_has_a_waiters_lease(bus: Bus) -> None:
+    attached, free = tasks.item(attached=True), tasks.item()
+    assert await submit(bus, SHARD, CONFIG, [attached, free]) == ["new", "new"]
+    id, until_ms = await bus.commands.call("ZRANGE", SHARD.attached, 0, -1, "WITHSCORES")
+    created_at_ms = int((await tasks.fields(bus, attached[0].id))["created_at_ms"])
+    assert (id, int(until_ms) - created_at_ms) == (attached[0].id.encode(), ATTACHED_MS)
+
+
+async def test_task_that_was_cancelled_before_it_came_ends_at_once(bus: Bus) -> None:
+    made = tasks.item(session="s1", reply_to="orders", attached=True)
+    assert await cancel(bus, SHARD, tasks.LIMITS, [made[0].id]) == ["unknown"]
+    assert await submit(bus, SHARD, CONFIG, [made]) == ["cancelled"]
+    hash = await tasks.fields(bus, made[0].id)
+    assert (hash["state"], hash["status"], hash["spec"]) == ("cancelled", "499", made[0].spec.decode())
+    assert "tombstone" not in hash
+    assert json.loads(hash["result"])["error"]["code"] == "task_cancelled"
+    assert [entry for _, entry in await tasks.entries(bus, SHARD.outbox)] == [{b"t": made[0].id.encode()}]
+    news = [decode_event(fields[b"e"]) for _, fields in await tasks.entries(bus, SHARD.bus(0))]
+    assert [type(event) for event in news] == [Pending, Finished]
+    ((_, event),) = await tasks.entries(bus, SHARD.log(made[0].id))
+    assert decode_event(event[b"e"]) == news[1]
+    for key in (SHARD.task(made[0].id), SHARD.log(made[0].id)):
+        assert await tasks.ttl_ms(bus, key) > 0
+    assert await bus.commands.call("ZRANGE", SHARD.tenant("default"), 0, -1) == [made[0].id.encode()]
+    assert await bus.commands.call("EXISTS", SHARD.arrivals, SHARD.expiry, SHARD.attached) == 0
+
+
+async def test_repeat_of_a_task_that_was_cancelled_before_it_came_writes_nothing(bus: Bus) -> None:
+    made = tasks.item(reply_to="orders")
+    await cancel(bus, SHARD, tasks.LIMITS, [made[0].id])
+    await submit(bus, SHARD, CONFIG, [made])
+    before = await snapshot(bus)
+    assert await submit(bus, SHARD, CONFIG, [made]) == ["cancelled"]
+    assert await snapshot(bus) == before
+
+
+async def test_cancel_that_came_first_is_obeyed_even_when_the_backlog_is_full(bus: Bus) -> None:
+    made = tasks.item()
+    await tasks.submitted(bus)
+    await cancel(bus, SHARD, tasks.LIMITS, [made[0].id])
+    assert await submit(bus, SHARD, tasks.config(backlog=1), [tasks.item(), made]) == ["full", "cancelled"]
 
 
 async def test_repeat_answers_the_state_and_writes_nothing(bus: Bus) -> None:
@@ -97,11 +152,24 @@ async def test_only_a_task_of_a_session_is_announced_on_the_bus(bus: Bus) -> Non
 @pytest.mark.keeps_keys
 @pytest.mark.parametrize(
     "key",
-    [SHARD.arrivals, *SHARD.backlogs, SHARD.tenant("default"), SHARD.session("s1"), SHARD.bus(0)],
+    [
+        *(SHARD.arrivals, *SHARD.backlogs, SHARD.expiry, SHARD.attached),
+        *(SHARD.tenant("default"), SHARD.session("s1"), SHARD.bus(0), SHARD.outbox),
+    ],
 )
-async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str) -> None:
-    made = tasks.item(session="s1")
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str, cancelled: bool) -> None:
+    made = tasks.item(session="s1", reply_to="orders", attached=True)
+    if cancelled:  # before it came
+        await cancel(bus, SHARD, tasks.LIMITS, [made[0].id])
     await assert_refused_whole(bus, key, lambda: submit(bus, SHARD, CONFIG, [made]))
+
+
+@pytest.mark.keeps_keys
+async def test_log_of_another_type_is_named_and_nothing_is_written(bus: Bus) -> None:
+    made = tasks.item()
+    await cancel(bus, SHARD, tasks.LIMITS, [made[0].id])
+    await assert_refused_whole(bus, SHARD.log(made[0].id), lambda: submit(bus, SHARD, CONFIG, [made]))
 
 
 @pytest.mark.keeps_keys
@@ -114,7 +182,7 @@ async def test_one_spoiled_task_does_not_disturb_its_neighbours(bus: Bus) -> Non
 
 async def test_full_memory_refuses_submit_but_lets_what_is_there_end(bus: Bus) -> None:
     owner = await tasks.worker(bus)
-    hand = await tasks.handed(bus, owner)
+    hand, waiting = await tasks.handed(bus, owner), await tasks.submitted(bus)
     await bus.commands.call("CONFIG", "SET", "maxmemory", 1)
     try:
         with pytest.raises(CommandRefused, match=r"^OOM"):
@@ -123,5 +191,8 @@ async def test_full_memory_refuses_submit_but_lets_what_is_there_end(bus: Bus) -
         assert not isinstance(started, str)
         assert await tasks.emit_one(bus, owner, tasks.emission(hand, 1, 2)) == "ok"
         assert await tasks.finish_one(bus, owner, tasks.ending(hand, 3, 2)) == "ok"
+        assert await tasks.admit_all(bus) != []
+        assert (await dispatch(bus, SHARD, tasks.LIMITS)).handed_out == 1
+        assert await cancel(bus, SHARD, tasks.LIMITS, [waiting]) == ["cancelled"]
     finally:
         await bus.commands.call("CONFIG", "SET", "maxmemory", 0)

@@ -1,0 +1,49 @@
+#!lua flags=allow-oom
+-- due: what time itself does. Deadlines pass, waiters have gone, retries are due.
+-- KEYS     expiry, attached, later
+-- ARGV     base of the shard's keys, results kept (ms), log kept (ms), most tasks of each kind
+-- RETURNS  {tasks expired, tasks cancelled, running tasks whose workers were told to stop, retries put back}
+-- INVARIANT a waiting task ends here; a running one is ended by its worker, or when its lease is lost.
+-- The task keys are computed: they are known only here, and share the shard's hash tag.
+local expiry, attached, later = KEYS[1], KEYS[2], KEYS[3]
+local base, kept_ms, log_kept_ms, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+
+-- USES clock, types, task
+
+local AGAIN_MS = 10000
+
+local function due(index) return redis.call('ZRANGEBYSCORE', index, '-inf', now_ms, 'LIMIT', 0, most) end
+
+-- `index` forgets the task, or asks again in a while if it cannot end now.
+local function stop_due(index, word)
+  local ended, told = 0, 0
+  for _, id in ipairs(due(index)) do
+    local task = find(id)
+    if task and task.state == 'pending' and not foreign(task) then
+      end_as(task, word)
+      ended = ended + 1
+    elseif task and (task.state == 'processing' or task.state == 'pending') then
+      if task.state == 'processing' then ask_to_stop(task, word) end
+      redis.call('ZADD', index, now_ms + AGAIN_MS, id)
+      told = told + 1
+    else
+      redis.call('ZREM', index, id)
+    end
+  end
+  return ended, told
+end
+
+check_shard()
+local expired, told_expired = stop_due(expiry, 'expired')
+local cancelled, told_cancelled = stop_due(attached, 'cancelled')
+local back = 0
+for _, id in ipairs(due(later)) do
+  redis.call('ZREM', later, id)
+  local task = find(id)
+  if task and task.state == 'pending' then
+    redis.call('ZADD', base .. 'backlog:' .. task.lane, 'NX', task.created_at_ms, id)
+    back = back + 1
+  end
+end
+if back > 0 then redis.call('XADD', base .. 'in', '*', 'wake', 'due') end
+return {expired, cancelled, told_expired + told_cancelled, back}

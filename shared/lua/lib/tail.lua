@@ -1,0 +1,18 @@
+-- tail: the last act of a worker on a task: what it has not published yet, and its work entry.
+-- NEEDS clock, types, task; work (stream of the worker).
+local function clear(entry)
+  redis.call('XACK', work, 'workers', entry)
+  redis.call('XDEL', work, entry)
+end
+
+-- The chunks first..last join what was published; false: they do not. An overlap was written before, and is left out.
+local function add_tail(task, first, last, chunks, journal)
+  first, last = tonumber(first), tonumber(last)
+  if chunks == '' or last <= task.last then return last == task.last end
+  if first ~= task.last + 1 then return false end
+  publish(task, chunks, journal)
+  if task.last == 0 then redis.call('HSET', task.key, 'first_token_at_ms', now_ms) end
+  task.last = last
+  redis.call('HSET', task.key, 'last', last)
+  return true
+end
