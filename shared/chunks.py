@@ -106,6 +106,22 @@ def assemble(route: str, chunks: Iterable[bytes]) -> Assembled:
     )
 
 
+def disassemble(route: str, result: bytes) -> list[bytes]:
+    """A whole answer as the few chunks that add up to it: for who asked for a stream whose pieces are gone."""
+    head: dict[str, Any] = msgspec.json.decode(result)
+    choices, usage = head.pop("choices", []), head.pop("usage", None)
+    if route == CHAT:
+        head["object"] = "chat.completion.chunk"
+        for choice in choices:
+            choice["delta"] = message = choice.pop("message", {})
+            for index, call in enumerate(message.get("tool_calls") or ()):
+                call["index"] = index
+    chunks = [msgspec.json.encode({**head, "choices": choices})]
+    if usage is not None:
+        chunks.append(msgspec.json.encode({**head, "choices": [], "usage": usage}))
+    return chunks
+
+
 _REPLACED = {"index", "role", "type", "id", "finish_reason", "stop_reason"}
 """Fields that are said once or anew; other strings are pieces to be joined."""
 

@@ -18,14 +18,12 @@ import uvloop
 from starlette.types import ASGIApp
 
 from shared.errors import ConfigError, HeadraceError
-from shared.settings import CommonSettings, from_environment
+from shared.settings import DRAIN_S, CommonSettings, from_environment
 
 log = logging.getLogger(__name__)
 
 ORPHAN_S = 2.0
 """What a service whose parent was killed may still take; leases and groups of the dead are dealt with by others."""
-DRAIN_S = 20.0
-"""What a stopping service may take to finish what it has begun; less than the 30 s that orchestrators grant."""
 
 Settings = TypeVar("Settings", bound=CommonSettings)
 
@@ -102,7 +100,16 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """A service's HTTP port. The socket is bound at once, so that a port in use is known before anything else starts."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int, *, websockets: bool = False, backlog: int = 2048) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        *,
+        websockets: bool = False,
+        backlog: int = 2048,
+        drain_s: float = DRAIN_S,
+    ) -> None:
         """Raises: ConfigError if the address cannot be bound."""
         self._socket = _bind(host, port)
         bound_host, bound_port = self._socket.getsockname()[:2]
@@ -118,7 +125,7 @@ class HttpServer:
             access_log=False,
             proxy_headers=False,
             backlog=backlog,
-            timeout_graceful_shutdown=int(DRAIN_S),
+            timeout_graceful_shutdown=max(1, int(drain_s)),
             timeout_keep_alive=75,
         )
         self._server = _Server(config)
@@ -130,7 +137,7 @@ class HttpServer:
             await asyncio.sleep(0.005)
 
     async def stop(self) -> None:
-        """Accept nothing more, let what is under way end within DRAIN_S."""
+        """Accept nothing more, let what is under way end within `drain_s`."""
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving

@@ -11,6 +11,9 @@ from msgspec import Meta, Struct
 from shared.errors import ConfigError
 from shared.faults import nearest, read_fields
 
+DRAIN_S = 20.0
+"""Less than half of the 60 s that our deployments grant: stopping may take two stages of it."""
+
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
@@ -26,6 +29,8 @@ class CommonSettings(Struct, frozen=True, kw_only=True):
     """HEADRACE_READY_FD: where one line of JSON goes once the service is ready."""
     die_with_parent: bool = False
     """HEADRACE_DIE_WITH_PARENT: stop when the parent process ends."""
+    drain_s: Annotated[float, Meta(ge=0, le=3600)] = DRAIN_S
+    """HEADRACE_DRAIN_S: what a stopping service may take to finish what it has begun; the rest is handed back."""
     host: str = "127.0.0.1"
     port: Port = 0
     """0: a free one."""
@@ -43,6 +48,7 @@ SHARED = {
     "HEADRACE_LOG_LEVEL": "log_level",
     "HEADRACE_READY_FD": "ready_fd",
     "HEADRACE_DIE_WITH_PARENT": "die_with_parent",
+    "HEADRACE_DRAIN_S": "drain_s",
 }
 
 Settings = TypeVar("Settings", bound=CommonSettings)

@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 
 from services.inference.engine import Engine
 from services.inference.engine_echo import EchoEngine
-from services.inference.heartbeat import INTERVAL_S, Heartbeat
+from services.inference.heartbeat import BEATS, Heartbeat
 from services.inference.scripts import Owner, retire
 from services.inference.settings import Settings
 from services.inference.worker import Worker
@@ -18,7 +18,7 @@ from shared.config import Config, Pool
 from shared.errors import ConfigError, HeadraceError
 from shared.ids import new_nonce
 from shared.keys import shard_keys
-from shared.lifespan import DRAIN_S, HttpServer, announce_ready, stop_requested
+from shared.lifespan import HttpServer, announce_ready, stop_requested
 from shared.periodic import Periodic
 from shared.probes import passing, probe_routes
 
@@ -39,10 +39,10 @@ async def run(settings: Settings) -> None:
     engine = make_engine(pool, settings.engine or pool.engine)
     await engine.start()
     stop = stop_requested()  # after the engine has forked: a child would inherit the handlers' wake-up socket
-    owner = Owner(shard_keys(name, settings.shard), f"worker-{new_nonce()}", new_nonce())
+    owner = Owner(shard_keys(name, settings.shard), f"worker-{new_nonce()}", new_nonce(), deployment.limits)
     try:
-        async with Bus(settings.redis_url, name=owner.worker) as bus:
-            worker = Worker(bus, owner, engine, deployment.limits)
+        async with Bus(settings.redis_url, name=owner.worker, safety=deployment) as bus:
+            worker = Worker(bus, owner, engine)
             beat = Heartbeat(bus, owner, engine, worker, model=pool.model, slots=engine.capacity().slots)
             consumer = Consumer(bus, stream=owner.shard.work(owner.worker), group=keys.WORKERS, name=owner.worker,
                                 handle=worker.on_work, count=READ, shared=False)  # fmt: skip
@@ -56,10 +56,10 @@ async def run(settings: Settings) -> None:
 async def serve(
     settings: Settings, stop: asyncio.Event, bus: Bus, owner: Owner, worker: Worker, beat: Heartbeat, consumer: Consumer
 ) -> None:
-    beating = Periodic("the heartbeat", INTERVAL_S, beat.beat)
+    beating = Periodic("the heartbeat", owner.limits.lease_s / BEATS, beat.beat)
     checking = Periodic("the engine", CHECK_S, worker.check_engine)
     probes = probe_routes(passing(consumer), passing(beating), passing(checking, stale_s=STALE_ENGINE_S))
-    http = HttpServer(Starlette(routes=probes), settings.host, settings.port)
+    http = HttpServer(Starlette(routes=probes), settings.host, settings.port, drain_s=settings.drain_s)
     await http.start()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(beating.run())
@@ -72,7 +72,7 @@ async def serve(
         announce_ready(settings, "inference", http.url)
         await first_of(stop, worker.died)
         checked.cancel()  # it may be waiting for an engine that hangs
-        await leave(bus, owner, worker, beat, consumer, reading)
+        await leave(bus, owner, worker, beat, consumer, reading, drain_s=settings.drain_s)
         await beating.stop()
     handed_back = await retire(bus, owner, running=True)
     log.info("stopped; %d tasks handed back", handed_back.handed_back)
@@ -80,7 +80,14 @@ async def serve(
 
 
 async def leave(
-    bus: Bus, owner: Owner, worker: Worker, beat: Heartbeat, consumer: Consumer, reading: asyncio.Task[None]
+    bus: Bus,
+    owner: Owner,
+    worker: Worker,
+    beat: Heartbeat,
+    consumer: Consumer,
+    reading: asyncio.Task[None],
+    *,
+    drain_s: float,
 ) -> None:
     """Take nothing new, hand back what has not started, finish what runs."""
     beat.slots = 0
@@ -88,7 +95,7 @@ async def leave(
     await reading
     await retire(bus, owner, running=False)
     await beat.beat()
-    await worker.drain(0 if worker.died.is_set() else DRAIN_S)
+    await worker.drain(0 if worker.died.is_set() else drain_s)
 
 
 async def first_of(*events: asyncio.Event) -> None:
@@ -121,10 +128,14 @@ def make_engine(pool: Pool, engine: str) -> Engine:
                 first_token_ms=echo.first_token_ms,
                 max_model_len=echo.max_model_len,
                 slots=pool.slots,
+                faults=echo.faults,
             )
         case "vllm":
             from services.inference.engine_vllm import VllmEngine
 
-            return VllmEngine(model=pool.model, source=pool.vllm.source, options=pool.vllm.options, slots=pool.slots)
+            vllm = pool.vllm
+            return VllmEngine(
+                model=pool.model, source=vllm.source, options=vllm.options, slots=pool.slots, wedged_s=vllm.wedged_s
+            )
         case _:
             raise ConfigError(f"HEADRACE_INFERENCE_ENGINE is {engine!r}; allowed: vllm, echo")

@@ -4,8 +4,8 @@ import msgspec
 from msgspec import Raw, Struct
 
 from services.inference.engine import Answer
-from services.inference.run import Run
-from services.inference.scripts import Ending
+from services.inference.run import Parting, Run
+from services.inference.scripts import Ending, Hand, Release, jitter
 from shared.chunks import assemble
 from shared.errors import ErrorBody
 from shared.lifecycle import State
@@ -29,6 +29,11 @@ class Conclusion(Struct, frozen=True, kw_only=True):
         """Of low cardinality: a label of metrics."""
         return (self.finish_reason or "none") if self.error is None else str(self.error.type)
 
+    @property
+    def why(self) -> str:
+        """The error in a word, for the history of a task."""
+        return str(self.error.code or self.error.type) if self.error is not None else self.state
+
 
 class _Choice(Struct):
     finish_reason: str | None = None
@@ -45,6 +50,10 @@ class _Failure(Struct):
 
 _whole = msgspec.json.Decoder(_Whole)
 _failure = msgspec.json.Decoder(_Failure)
+
+
+RETRIED = frozenset({429, 500, 502, 503, 504})
+"""Answers of an engine that another try may mend: overload, and faults that are not the request's."""
 
 
 def failure(message: str, *, status: int = 500, code: str = "engine_error") -> Answer:
@@ -72,7 +81,7 @@ def conclude(run: Run, answer: Answer, limit_bytes: int) -> Conclusion:
 
 def ending(run: Run, conclusion: Conclusion) -> Ending:
     """The arguments of finish: everything that is not published yet, and the end."""
-    first, last = run.published + 1, len(run.chunks)
+    first, last = run.published + 1, run.last
     chunks, journal = run.range(first, last)
     streamed = last > 0
     inline = not streamed and len(conclusion.result) <= INLINE_RESULT_BYTES
@@ -100,6 +109,27 @@ def ending(run: Run, conclusion: Conclusion) -> Ending:
         result=conclusion.result,
         finished=encode(finished),
     )
+
+
+def parting(run: Run, parting: Parting) -> Release:
+    """The arguments of release: everything that is not published yet, and why the task is given up."""
+    first, last = run.published + 1, run.last
+    tail = run.range(first, last)
+    return Release(run.id, run.hand.epoch, run.hand.entry, first, last, *tail, parting.charge, parting.why, 0)
+
+
+def setback(run: Run, conclusion: Conclusion) -> Release:
+    """The same for a failure that another try may mend; should this have been the last try, it ends with `conclusion`."""
+    end = ending(run, conclusion)
+    return Release(
+        *(end.id, end.epoch, end.entry, end.first, end.last, end.chunks, end.journal),
+        *("failure", conclusion.why, jitter(), end.status, end.result, end.finished),
+    )
+
+
+def untouched(hand: Hand, published: int, parting: Parting) -> Release:
+    """A task that was started and cannot even be read."""
+    return Release(hand.id, hand.epoch, hand.entry, published + 1, published, b"", b"", parting.charge, parting.why, 0)
 
 
 def _failed(answer: Answer) -> Conclusion:

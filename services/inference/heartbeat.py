@@ -2,14 +2,14 @@
 
 from services.inference import metrics
 from services.inference.engine import Engine
+from services.inference.run import Parting
 from services.inference.scripts import Owner, beat
 from services.inference.worker import Worker
 from shared.bus.client import Bus
-from shared.lifecycle import LEASE_MS
 from shared.messages import Announcement, encode
 
-INTERVAL_S = LEASE_MS / 4000
-"""A quarter of the lease: two beats may be lost."""
+BEATS = 4
+"""Of one lease: two may be lost."""
 
 
 class Heartbeat:
@@ -29,7 +29,8 @@ class Heartbeat:
             kv_use=capacity.kv_use,
         )
         tasks = [(run.id, run.hand.epoch) for run in self._worker.runs.values()]
-        for task_id in await beat(self._bus, self._owner, self.slots, encode(announcement), tasks):
-            self._worker.abort_id(task_id)
+        stopped = await beat(self._bus, self._owner, self.slots, encode(announcement), tasks)
+        for task_id, why in stopped.items():
+            self._worker.stop(task_id, Parting("none", why))
         metrics.SLOTS.set(self.slots)
         metrics.KV_USE.set(capacity.kv_use)

@@ -13,5 +13,11 @@ TOKENS = Counter("hr_tokens_total", "Tokens made by the engine")
 WAITED = Histogram("hr_task_waiting_seconds", "From submission to start", ("lane",), buckets=SECONDS)
 FIRST_CHUNK = Histogram("hr_first_token_seconds", "From submission to the first chunk", ("lane",), buckets=SECONDS)
 RAN = Histogram("hr_task_running_seconds", "From start to end", ("lane",), buckets=SECONDS)
+GIVEN_UP = Counter(
+    "hr_given_up_total", "Tasks given up by this worker, by why and what became of them", ("why", "outcome")
+)
+CONTINUED = Counter(
+    "hr_continued_total", "Tasks of lost attempts: gone on with (resumed) or started over (reset)", ("how",)
+)
 FENCED = Counter("hr_fenced_total", "Writes refused because the task had been taken back")
 FLUSHED = Histogram("hr_flush_tasks", "Tasks of one emit call", buckets=(1, 2, 4, 8, 16, 32, 64, 100))

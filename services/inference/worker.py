@@ -1,12 +1,13 @@
-"""From a work entry to a terminal state: start, run on the engine, publish, finish.
+"""From a work entry to the end of a run: start, run on the engine, publish, finish or give up.
 
-    work entry -> start.lua -> Engine.run -> Emitter (emit.lua) -> finish.lua
+    work entry -> start.lua -> (rebase.lua) -> Engine.run -> Emitter (emit.lua) -> finish.lua | release.lua
 
 Invariants
   - A task is in `runs` from its start to its end, and once: an entry that comes again for it is passed over.
   - The fence travels with every write. Whoever answers 'fenced' ends the run here: somebody else has the task.
-  - A run ends in exactly one way: finished, fenced, or left to be handed back by retire (drain, engine dead).
-  - The work entry, and with it the slot, goes in the script that finishes the task.
+  - A run ends in one of two ways, each one script: finished, or given up (told to stop, drained, engine dead, to be tried
+    again). Both take along what was not published yet, and clear the work entry, and with it the slot.
+  - If Redis cannot be reached for either, the run waits until it can, and the lease decides who has the task by then.
 
 Rejected: acknowledging after finish in a call of its own (a crash between the two runs the task again for nothing).
 """
@@ -14,70 +15,61 @@ Rejected: acknowledging after finish in a call of its own (a crash between the t
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 import msgspec
 
 from services.inference import metrics
 from services.inference.emitter import Emitter
-from services.inference.ending import Conclusion, conclude, ending, failure
-from services.inference.engine import Answer, Call, Chunk, Engine, EngineDead
-from services.inference.run import Run
-from services.inference.scripts import Ending, Hand, Owner, Running, finish, start
+from services.inference.ending import RETRIED, Conclusion, conclude, ending, failure, parting, setback, untouched
+from services.inference.engine import Answer, Call, CannotResume, Chunk, Engine, EngineDead
+from services.inference.restoring import restore, tell
+from services.inference.run import DRAINED, ENGINE_DIED, FENCED, UNREACHABLE, UNREADABLE, Fenced, Parting, Run
+from services.inference.scripts import Ending, Hand, Owner, Release, Running, finish, release, start
 from shared.bus.batch import Batcher
 from shared.bus.client import Bus
 from shared.bus.consume import Entry
 from shared.bus.script import MAX_ITEMS
 from shared.clock import monotonic_s
-from shared.config import Limits
 from shared.errors import BusError
 
 log = logging.getLogger(__name__)
 
+AGAIN_S = 1.0
+"""Between two tries while Redis is out of reach, or a key holds another type until somebody removes it."""
+LAST_WORDS_S = 10.0
+"""For handing back what is not done, after the time to drain."""
+
+End = TypeVar("End", Ending, Release)
+P = ParamSpec("P")
+
 
 class Worker:
-    def __init__(self, bus: Bus, owner: Owner, engine: Engine, limits: Limits) -> None:
-        self._bus, self._owner, self._engine, self._limits = bus, owner, engine, limits
+    def __init__(self, bus: Bus, owner: Owner, engine: Engine) -> None:
+        self._bus, self._owner, self._engine, self._limits = bus, owner, engine, owner.limits
         self.runs: dict[str, Run] = {}
         self.died = asyncio.Event()
         """Set when the engine has died: nothing more can run here."""
-        self._emitter = Emitter(bus, owner, self.abort)
+        self._emitter = Emitter(bus, owner, lambda run: self.stop(run.id, FENCED))
         self._endings: Batcher[Ending, str] = Batcher(self._finish_all, size=lambda e: len(e.result) + len(e.chunks))
+        self._releases: Batcher[Release, str] = Batcher(self._release_all, size=lambda r: len(r.result) + len(r.chunks))
+        self._aside: set[asyncio.Task[None]] = set()
+        """Work of no run: tasks that cannot start yet, or not at all."""
 
     async def on_work(self, entries: list[Entry]) -> Sequence[bytes]:
-        """Take what was handed to this worker. The scripts clear the entries, so none is named as done."""
-        hands, foreign = self._sort(entries)
+        """Take what was handed to this worker. The scripts clear hands, so only other entries are named as done."""
+        hands, done = self._sort(entries)
         for first in range(0, len(hands), MAX_ITEMS):
-            page = hands[first : first + MAX_ITEMS]
-            for hand, verdict in zip(page, await start(self._bus, self._owner, page), strict=True):
-                if isinstance(verdict, Running):
-                    self._begin(hand, verdict)
-                elif verdict != "stale":
-                    log.error("task %s cannot start: %s holds a type that is not Headrace's", hand.id, verdict)
-        return foreign
+            await self._start(hands[first : first + MAX_ITEMS])
+        return done
 
-    def _sort(self, entries: list[Entry]) -> tuple[list[Hand], list[bytes]]:
-        """What to start, and the entries that no dispatch of ours has written (or that are gone): done with."""
-        hands, foreign = [], []
-        for entry in entries:
-            try:
-                hand = Hand(entry.fields[b"t"].decode(), int(entry.fields[b"e"]), entry.id)
-            except (KeyError, ValueError):
-                foreign.append(entry.id)
-                continue
-            if hand.id not in self.runs:
-                hands.append(hand)
-        return hands, foreign
-
-    def abort(self, run: Run) -> None:
-        """Stop working on a task that is no longer this worker's."""
-        metrics.FENCED.inc()
-        if run.working is not None:
+    def stop(self, task_id: str, why: Parting) -> None:
+        """Break off a run, unless it is ending anyway."""
+        run = self.runs.get(task_id)
+        if run is not None and run.parting is None and not run.ending and run.working is not None:
+            run.parting = why
             run.working.cancel()
-
-    def abort_id(self, task_id: str) -> None:
-        if (run := self.runs.get(task_id)) is not None:
-            self.abort(run)
 
     async def check_engine(self) -> None:
         """Notice a death that no task has run into."""
@@ -88,57 +80,136 @@ class Worker:
             self.died.set()
 
     async def drain(self, timeout_s: float) -> None:
-        """Let what runs end; what does not within `timeout_s` is stopped here, to be handed back."""
+        """Let what runs end; what does not within `timeout_s` is given up with all it has made."""
         working = [run.working for run in self.runs.values() if run.working is not None]
         if working:
             _, late = await asyncio.wait(working, timeout=timeout_s)
-            for task in late:
-                task.cancel()
+            for task_id in list(self.runs):
+                self.stop(task_id, ENGINE_DIED if self.died.is_set() else DRAINED)
             if late:
-                await asyncio.wait(late)
+                _, silent = await asyncio.wait(late, timeout=LAST_WORDS_S)
+                self._aside |= silent
+        for task in list(self._aside):
+            task.cancel()
         await self._emitter.stop()
         await self._endings.drain()
+        await self._releases.drain()
 
-    # -- one task
+    # -- what comes
+
+    def _sort(self, entries: list[Entry]) -> tuple[list[Hand], list[bytes]]:
+        """What to start, and the entries that are done with: tasks to stop, and what no script of ours has written."""
+        hands, done = [], []
+        for entry in entries:
+            try:
+                id = entry.fields[b"t"].decode()
+                if b"stop" in entry.fields:
+                    self.stop(id, Parting("none", entry.fields[b"stop"].decode()))
+                    done.append(entry.id)
+                elif id not in self.runs:
+                    hands.append(Hand(id, int(entry.fields[b"e"]), entry.id))
+            except (KeyError, ValueError):
+                done.append(entry.id)
+        return hands, done
+
+    async def _start(self, hands: list[Hand]) -> None:
+        for hand, verdict in zip(hands, await start(self._bus, self._owner, hands), strict=True):
+            if isinstance(verdict, Running):
+                self._begin(hand, verdict)
+            elif verdict != "stale":
+                log.error("task %s cannot start: %s holds a type that is not Headrace's", hand.id, verdict)
+                self._do_aside(self._start_later, hand)
+
+    async def _start_later(self, hand: Hand) -> None:
+        await asyncio.sleep(AGAIN_S)
+        await self._start([hand])
 
     def _begin(self, hand: Hand, running: Running) -> None:
+        if hand.id in self.runs:
+            return
         try:
             run = Run(hand, running)
         except msgspec.DecodeError as error:  # written over by somebody else; the others of the batch must go on
-            log.error("task %s cannot be read, its lease decides: %s", hand.id, error)
+            log.error("task %s cannot be read: %s", hand.id, error)
+            self._do_aside(self._refuse, hand, running.published)
             return
         self.runs[run.id] = run
         metrics.RUNNING.set(len(self.runs))
         metrics.WAITED.labels(run.task.lane).observe(run.waited_s)
         run.working = asyncio.create_task(self._work(run))
 
+    async def _refuse(self, hand: Hand, published: int) -> None:
+        outcome = await self._releases.add(untouched(hand, published, UNREADABLE))
+        metrics.GIVEN_UP.labels(UNREADABLE.why, outcome.partition(" ")[0]).inc()
+
+    def _do_aside(self, work: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
+        async def guarded() -> None:
+            try:
+                await work(*args, **kwargs)
+            except BusError as error:
+                log.error("cannot deal with a task, its lease decides: %s", error)
+
+        task = asyncio.create_task(guarded())
+        self._aside.add(task)
+        task.add_done_callback(self._aside.discard)
+
+    # -- one task
+
     async def _work(self, run: Run) -> None:
         try:
-            answer = await self._generate(run)
-            await self._end(run, answer)
-        except EngineDead as error:
-            log.error("the engine died while it ran %s: %s", run.id, error)
-            self.died.set()
-        except asyncio.CancelledError:
-            log.info("stopped working on %s", run.id)
-        except BusError as error:
-            log.error("the end of %s cannot be written, its lease decides: %s", run.id, error)
+            await self._run(run)
         finally:
             del self.runs[run.id]
             metrics.RUNNING.set(len(self.runs))
 
+    async def _run(self, run: Run) -> None:
+        try:
+            async with asyncio.timeout(self._limits.run_s):
+                answer = await self._generate(run)
+        except EngineDead as error:
+            log.error("the engine died while it ran %s: %s", run.id, error)
+            self.died.set()
+            await self._give_up(run, run.parting or ENGINE_DIED)
+        except Fenced as error:
+            log.warning("%s cannot go on: %s", run.id, error)
+            await self._give_up(run, FENCED)
+        except BusError as error:
+            log.error("%s cannot go on: %s", run.id, error)
+            await self._give_up(run, UNREACHABLE)
+        except asyncio.CancelledError:
+            if run.parting is None:
+                raise
+            await self._give_up(run, run.parting)
+        except TimeoutError:
+            message = f"The task ran for more than {self._limits.run_s:g} s (limits.run_s)."
+            await self._end(run, failure(message, status=504, code="run_time_exceeded"), retried=False)
+        else:
+            await self._end(run, answer, retried=answer.status in RETRIED)
+
     async def _generate(self, run: Run) -> Answer:
-        task = run.task
-        call = Call(task_id=run.id, route=task.route, body=run.body, priority=task.lane.priority)
+        if not run.based:
+            await restore(self._bus, self._owner, run)
+        try:
+            return await self._ask_engine(run)
+        except CannotResume as error:
+            log.info("%s starts over: %s", run.id, error)
+            await tell(self._bus, self._owner, run, behind=())
+            return await self._ask_engine(run)
+
+    async def _ask_engine(self, run: Run) -> Answer:
+        task, behind = run.task, tuple(run.chunks)
+        call = Call(task_id=run.id, route=task.route, body=run.body, priority=task.lane.priority, published=behind)
         answer = failure("The engine ended without an answer.")
         try:
             async with contextlib.aclosing(self._engine.run(call)) as pieces:
                 async for made in pieces:
+                    if not run.based:
+                        await tell(self._bus, self._owner, run, behind=behind)
                     if isinstance(made, Answer):
                         answer = made
                     else:
                         self._on_chunk(run, made)
-        except EngineDead:
+        except (EngineDead, CannotResume, Fenced, BusError):
             raise
         except Exception as error:
             log.exception("the engine failed on %s", run.id)
@@ -146,31 +217,58 @@ class Worker:
         return answer
 
     def _on_chunk(self, run: Run, chunk: Chunk) -> None:
-        if not run.chunks:
-            waited_s = run.waited_s + monotonic_s() - run.started_at_s
-            metrics.FIRST_CHUNK.labels(run.task.lane).observe(waited_s)
+        if not run.last:
+            metrics.FIRST_CHUNK.labels(run.task.lane).observe(run.waited_s + monotonic_s() - run.started_at_s)
         run.chunks.append(chunk)
         metrics.CHUNKS.inc()
         metrics.TOKENS.inc(len(chunk.tokens))
         self._emitter.mark(run)
 
-    async def _end(self, run: Run, answer: Answer) -> None:
+    # -- the end
+
+    async def _end(self, run: Run, answer: Answer, *, retried: bool) -> None:
+        run.ending = True
         await self._emitter.settle(run)
         conclusion = self._conclude(run, answer)
-        while (verdict := await self._endings.add(ending(run, conclusion))) != "ok":
-            if verdict == "fenced":
-                metrics.FENCED.inc()
-                return
+        if retried:
+            outcome = await self._last_word(run, self._releases.add, lambda: setback(run, conclusion))
+            metrics.GIVEN_UP.labels(conclusion.reason, outcome).inc()
+            return
+        if await self._last_word(run, self._endings.add, lambda: ending(run, conclusion)) == "ok":
+            metrics.ENDED.labels(conclusion.state, conclusion.reason).inc()
+            metrics.RAN.labels(run.task.lane).observe(monotonic_s() - run.started_at_s)
+
+    async def _give_up(self, run: Run, why: Parting) -> None:
+        run.ending = True
+        await self._emitter.settle(run)
+        outcome = await self._last_word(run, self._releases.add, lambda: parting(run, why))
+        metrics.GIVEN_UP.labels(why.why, outcome).inc()
+        log.info("gave up %s (%s): %s", run.id, why.why, outcome)
+
+    async def _last_word(self, run: Run, write: Callable[[End], Awaitable[str]], make: Callable[[], End]) -> str:
+        """Repeat a run's last write until Redis takes it, and it joins what is published; answers its verdict.
+
+        However long that is: should the lease lapse meanwhile, the verdict is 'fenced', and the slot is free again.
+        """
+        while True:
+            try:
+                verdict = await write(make())
+            except BusError as error:
+                log.error("the end of %s cannot be written: %s", run.id, error)
+                await asyncio.sleep(AGAIN_S)
+                continue
             if verdict.startswith("gap"):
                 run.published = int(verdict[4:])
-                if run.published > len(run.chunks):  # another generation's output; its lease decides
-                    log.error("task %s has %d chunks published, this run made fewer", run.id, run.published)
-                    return
-            else:
-                log.error("task %s waits to end: %s holds a type that is not Headrace's", run.id, verdict[10:])
-                await asyncio.sleep(1)
-        metrics.ENDED.labels(conclusion.state, conclusion.reason).inc()
-        metrics.RAN.labels(run.task.lane).observe(monotonic_s() - run.started_at_s)
+                if run.published <= run.last:
+                    continue
+                log.error("task %s has %d chunks published, this run made fewer", run.id, run.published)
+                return "fenced"  # another generation's output; its lease decides
+            if not verdict.startswith("wrongtype"):
+                if verdict == "fenced":
+                    metrics.FENCED.inc()
+                return verdict
+            log.error("task %s waits to end: %s holds a type that is not Headrace's", run.id, verdict[10:])
+            await asyncio.sleep(AGAIN_S)
 
     def _conclude(self, run: Run, answer: Answer) -> Conclusion:
         limit_bytes = self._limits.result_bytes
@@ -181,10 +279,7 @@ class Worker:
             return conclude(run, failure(f"The engine's chunks do not make an answer: {error!r}"), limit_bytes)
 
     async def _finish_all(self, endings: Sequence[Ending]) -> Sequence[str]:
-        return await finish(
-            self._bus,
-            self._owner,
-            endings,
-            results_kept_s=self._limits.results_kept_s,
-            log_kept_s=self._limits.log_kept_s,
-        )
+        return await finish(self._bus, self._owner, endings)
+
+    async def _release_all(self, releases: Sequence[Release]) -> Sequence[str]:
+        return await release(self._bus, self._owner, releases)

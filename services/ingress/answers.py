@@ -3,8 +3,10 @@
 import asyncio
 
 from services.ingress import metrics
+from services.ingress.http import ClientGone
 from shared.bus.client import Bus
-from shared.bus.subscription import EntryId, Subscription
+from shared.bus.cursor import EntryId
+from shared.bus.subscription import Subscription
 from shared.bus.tail import Tails
 from shared.errors import InvalidTaskId, TaskNotFound
 from shared.ids import place_of
@@ -22,6 +24,17 @@ class Answer:
         self._wants_chunks = chunks
         self._events: list[Chunks | Reset] = []
         self._news = asyncio.Event()
+
+    @property
+    def has_ended(self) -> bool:
+        """The task has, not just its client's patience."""
+        return self.finished.done() and not self.finished.cancelled() and self.finished.exception() is None
+
+    def abandon(self) -> None:
+        """Nobody reads the answer any more."""
+        if not self.finished.done():
+            self.finished.set_exception(ClientGone())
+            self._news.set()
 
     def on_sync(self, record: Record | None) -> None:
         if record is None and not self.finished.done():
@@ -81,7 +94,7 @@ async def result_of(bus: Bus, task_id: str, finished: Finished) -> bytes:
     if finished.result is not NULL:
         return bytes(finished.result)
     keys, _ = keys_of(task_id)
-    result = await bus.bulk.call("HGET", keys.task(task_id), "result")
+    result = await bus.read("HGET", keys.task(task_id), "result")
     if result is None:
         raise TaskNotFound(task_id)
     return bytes(result)

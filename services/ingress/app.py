@@ -10,13 +10,16 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from services.ingress.attendance import INTERVAL_S, Attendance
+from services.ingress.dead import Dead
 from services.ingress.http import Endpoint, header, respond
 from services.ingress.openai import OpenAI
 from services.ingress.settings import Settings
-from services.ingress.tasks import Tasks
+from services.ingress.tasks import Links, Tasks
 from shared import config
 from shared.bus.client import Bus
 from shared.bus.tail import Tail, Tails
+from shared.cancel import Canceller
 from shared.clock import now_ms
 from shared.config import Config
 from shared.errors import ErrorBody
@@ -24,7 +27,8 @@ from shared.ids import new_nonce
 from shared.lifespan import HttpServer, announce_ready, stop_requested
 from shared.messages import encode
 from shared.origins import origin_pattern
-from shared.probes import passing, probe_routes
+from shared.periodic import Periodic
+from shared.probes import Loop, passing, probe_routes
 from shared.request import ROUTES
 from shared.submit import Submitter
 
@@ -33,34 +37,46 @@ async def run(settings: Settings) -> None:
     stop = stop_requested()
     deployment = config.load(settings.config)
     replica = f"ingress-{new_nonce()}"
-    async with Bus(settings.redis_url, name=replica) as bus:
+    async with Bus(settings.redis_url, name=replica, safety=deployment) as bus:
         tails = [
             Tail(bus, pool=name, shard=shard, partitions=pool.partitions, replica=replica)
             for name, pool in deployment.pools.items()
             for shard in range(pool.shards)
         ]
-        app = build(bus, deployment, settings, Tails(tails))
-        http = HttpServer(app, settings.host, settings.port)
+        attendance = Attendance(bus, Canceller(bus, deployment))
+        attending = Periodic("the attendance", INTERVAL_S, attendance.renew)
+        app = build(bus, deployment, settings, Tails(tails), attendance)
+        http = HttpServer(app, settings.host, settings.port, drain_s=settings.drain_s)
+        loops: list[Loop] = [*tails, attending]
         async with asyncio.TaskGroup() as tasks:
-            for tail in tails:
-                tasks.create_task(tail.run())
+            for loop in loops:
+                tasks.create_task(loop.run())
             await asyncio.gather(*(tail.joined.wait() for tail in tails))
             await http.start()
             announce_ready(settings, "ingress", http.url)
             await stop.wait()
             await http.stop()
-            await asyncio.gather(*(tail.stop() for tail in tails))
+            await asyncio.gather(*(loop.stop() for loop in loops))
 
 
-def build(bus: Bus, deployment: Config, settings: Settings, tails: Tails) -> ASGIApp:
+def build(bus: Bus, deployment: Config, settings: Settings, tails: Tails, attendance: Attendance) -> ASGIApp:
     submitter = Submitter(bus, deployment)
-    openai = OpenAI(bus, deployment, tails, submitter)
-    tasks = Tasks(bus, deployment, settings, tails, submitter)
+    openai = OpenAI(bus, deployment, tails, submitter, attendance)
+    links = Links(settings.notifier_url)
+    tasks = Tasks(bus, deployment, links, tails, submitter)
+    dead = Dead(bus, deployment, links, submitter)
     hot = {route: openai.endpoint(route) for route in ROUTES} | {"/v1/tasks": tasks.submit}
     routes: list[BaseRoute] = [
         *(Route(path, app, methods=["POST"]) for path, app in hot.items()),
         Route("/v1/tasks", tasks.list, methods=["GET"]),
         Route("/v1/tasks/{id}", tasks.show, methods=["GET"]),
+        Route("/v1/tasks/{id}/cancel", tasks.cancel, methods=["POST"]),
+        Route("/v1/dead", dead.list, methods=["GET"]),
+        Route("/v1/dead/requeue", dead.requeue_many, methods=["POST"]),
+        Route("/v1/dead/drop", dead.drop_many, methods=["POST"]),
+        Route("/v1/dead/{entry}", dead.show, methods=["GET"]),
+        Route("/v1/dead/{entry}", dead.drop, methods=["DELETE"]),
+        Route("/v1/dead/{entry}/requeue", dead.requeue, methods=["POST"]),
         Route("/v1/models", models(deployment), methods=["GET"]),
         *probe_routes(*map(passing, tails)),
     ]
@@ -68,7 +84,7 @@ def build(bus: Bus, deployment: Config, settings: Settings, tails: Tails) -> ASG
     browsers = CORSMiddleware(
         app,
         allow_origin_regex=origin_pattern(settings.origins).pattern,
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
         expose_headers=["x-headrace-task"],
     )

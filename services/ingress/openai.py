@@ -1,26 +1,31 @@
 """The OpenAI API's own routes: the answer comes as if the engine had been asked directly."""
 
+from contextlib import nullcontext
+
 from starlette.types import Receive, Scope, Send
 
 from services.ingress import metrics
 from services.ingress.answers import Answer, Waiting, result_of
-from services.ingress.http import EVENT_STREAM, Endpoint, Headers, header, read_body, respond, start
+from services.ingress.attendance import Attendance, Presence
+from services.ingress.http import EVENT_STREAM, Endpoint, Headers, header, read_body, respond, retry_advice, start
 from shared import request
 from shared.bus.client import Bus
 from shared.bus.tail import Tails
+from shared.chunks import disassemble
 from shared.clock import monotonic_s
 from shared.config import Config
 from shared.errors import ErrorBody
 from shared.lifecycle import State
-from shared.messages import Chunks, Reset, encode
+from shared.messages import Chunks, Reset, Resumed, encode
 from shared.submit import Submitter
 
 DONE = b"data: [DONE]\n\n"
 
 
 class OpenAI:
-    def __init__(self, bus: Bus, config: Config, tails: Tails, submitter: Submitter) -> None:
+    def __init__(self, bus: Bus, config: Config, tails: Tails, submitter: Submitter, attendance: Attendance) -> None:
         self._bus, self._config, self._tails, self._submitter = bus, config, tails, submitter
+        self._attendance = attendance
 
     def endpoint(self, route: str) -> Endpoint:
         async def handle(scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,30 +37,32 @@ class OpenAI:
         asked_at_s = monotonic_s()
         body = await read_body(scope, receive, self._config.limits.body_bytes)
         key = header(scope, b"idempotency-key")
-        asked = request.from_openai(self._config, route, body, task_id=key)
+        asked = request.from_openai(self._config, route, body, task_id=key, attached=not key)
         task_id = self._submitter.new_id(asked)
         if key:  # the key may be bound to an older task, whose events are then caught up with
             task_id = (await self._submitter.submit(asked, task_id)).id
-        with Waiting(self._bus, self._tails, task_id, chunks=asked.task.streamed, new=not key) as answer:
+        waiting = Waiting(self._bus, self._tails, task_id, chunks=asked.task.streamed, new=not key)
+        with waiting as answer, nullcontext() if key else self._attendance.hold(answer):
             if not key:
                 await self._submitter.submit(asked, task_id)
             metrics.SUBMITTED.labels(asked.pool, asked.task.lane).inc()
-            if asked.task.streamed:
-                await self._stream(route, answer, send, asked_at_s)
-            else:
-                await self._whole(answer, send)
+            with Presence(receive, answer.abandon):
+                if asked.task.streamed:
+                    await self._stream(route, answer, send, asked_at_s)
+                else:
+                    await self._whole(answer, send)
         metrics.ANSWERED.labels(route).observe(monotonic_s() - asked_at_s)
 
     async def _whole(self, answer: Answer, send: Send) -> None:
         finished = await answer.finished
         result = await result_of(self._bus, answer.task_id, finished)
-        await respond(send, finished.status, result, headers=_named(answer))
+        await respond(send, finished.status, result, headers=[*_named(answer), *retry_advice(finished.error)])
 
     async def _stream(self, route: str, answer: Answer, send: Send, asked_at_s: float) -> None:
         """Chunks as they come. A failure before the first one is an ordinary error, as the engine itself answers it."""
         events = await answer.next()
         if not events:
-            await self._ended_unstreamed(answer, send)
+            await self._ended_unstreamed(route, answer, send)
             return
         metrics.FIRST_BYTE.labels(route).observe(monotonic_s() - asked_at_s)
         headers = [*_named(answer), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
@@ -71,6 +78,8 @@ class OpenAI:
                     case Reset() if sent:
                         await self._broken_off(send)
                         return
+                    case Reset() | Resumed():
+                        pass
             events = await answer.next()
         await self._end(answer, send)
 
@@ -90,14 +99,16 @@ class OpenAI:
         )
         await send({"type": "http.response.body", "body": b"data: %b\n\n%b" % (encode({"error": error}), DONE)})
 
-    async def _ended_unstreamed(self, answer: Answer, send: Send) -> None:
+    async def _ended_unstreamed(self, route: str, answer: Answer, send: Send) -> None:
+        """It failed before its first chunk, or ended so long ago that its chunks are gone."""
         finished = answer.finished.result()
+        result = await result_of(self._bus, answer.task_id, finished)
         if finished.status < 400:
+            frames = b"".join(b"data: %b\n\n" % chunk for chunk in disassemble(route, result))
             await send(start(200, EVENT_STREAM, _named(answer)))
-            await send({"type": "http.response.body", "body": DONE})
+            await send({"type": "http.response.body", "body": frames + DONE})
         else:
-            result = await result_of(self._bus, answer.task_id, finished)
-            await respond(send, finished.status, result, headers=_named(answer))
+            await respond(send, finished.status, result, headers=[*_named(answer), *retry_advice(finished.error)])
 
 
 def _named(answer: Answer) -> Headers:

@@ -10,12 +10,13 @@ from msgspec import Raw
 from services.notifier import metrics
 from services.notifier.frames import Data, Done, Err, Fail, Live, Outbound, Reset, Status, Sync
 from shared.bus.client import Bus
-from shared.bus.subscription import Cursor, EntryId, Subscription
+from shared.bus.cursor import Cursor, EntryId
+from shared.bus.subscription import Subscription
 from shared.bus.tail import Tail
 from shared.chunks import deltas, first_text
 from shared.errors import BusError, ErrorBody
 from shared.lifecycle import State
-from shared.messages import NULL, Chunks, Event, Finished, Pending, Started
+from shared.messages import NULL, Chunks, Event, Finished, Pending, Resumed, Started
 from shared.messages import Reset as ResetEvent
 from shared.record import Record
 
@@ -46,7 +47,7 @@ class Feed:
         self._name = task_id if named else ""
         self._resumed = cursor != Cursor()
         self._ending: asyncio.Task[None] | None = None
-        self._subscription = Subscription(bus, tail, task_id, self, after=cursor.position)
+        self._subscription = Subscription(bus, tail, task_id, self, after=cursor)
 
     def open(self) -> None:
         metrics.SUBSCRIPTIONS.inc()
@@ -95,6 +96,13 @@ class Feed:
             case ResetEvent():
                 self.cursor = Cursor(position, event.attempt, 0)
                 self._push(Reset(**self._head(), a=event.attempt, n=0, why=event.why))
+            case Resumed():
+                self.cursor = Cursor(position, event.attempt, event.last)
+                self._push(
+                    Status(
+                        **self._head(), status=State.PROCESSING, info={"attempt": event.attempt, "resumed": event.last}
+                    )
+                )
             case Started():
                 info = {"worker": event.worker, "attempt": event.attempt}
                 self._push(Status(**self._head(), status=State.PROCESSING, info=info))

@@ -8,7 +8,7 @@ from services.notifier import metrics
 from services.notifier.feed import Feed, Push
 from services.notifier.frames import Err, Sub
 from shared.bus.client import Bus
-from shared.bus.subscription import Cursor, parse_cursor
+from shared.bus.cursor import Cursor, parse_cursor
 from shared.bus.tail import Tail, Tails
 from shared.errors import BusError, InvalidRequest, InvalidTaskId
 from shared.ids import place_of

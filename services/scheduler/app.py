@@ -29,13 +29,13 @@ async def run(settings: Settings) -> None:
     stop = stop_requested()
     deployment = config.load(settings.config)
     replica = f"scheduler-{new_nonce()}"
-    async with Bus(settings.redis_url, name=replica) as bus:
+    async with Bus(settings.redis_url, name=replica, safety=deployment) as bus:
         shards = await register_shards(bus, deployment)
         loops: list[Loop] = []
         for (pool, shard), partitions in shards.items():
             place = shard_keys(pool, shard)
-            intake = Intake(bus, place)
-            tidy = Housekeeping(bus, place, partitions, intake).tidy
+            intake = Intake(bus, place, deployment.limits)
+            tidy = Housekeeping(bus, place, deployment.limits, partitions, intake).tidy
             loops += [
                 consumer(bus, replica, place.arrivals, keys.SCHEDULER, intake.on_arrivals, ARRIVALS_PER_READ),
                 Periodic(f"housekeeping of {place.tag}", INTERVAL_S, tidy),
@@ -50,7 +50,9 @@ def consumer(bus: Bus, replica: str, stream: str, group: str, handle: Handler, c
 
 
 async def serve(settings: Settings, stop: asyncio.Event, loops: list[Loop]) -> None:
-    http = HttpServer(Starlette(routes=probe_routes(*map(passing, loops))), settings.host, settings.port)
+    http = HttpServer(
+        Starlette(routes=probe_routes(*map(passing, loops))), settings.host, settings.port, drain_s=settings.drain_s
+    )
     await http.start()
     async with asyncio.TaskGroup() as tasks:
         for loop in loops:
@@ -68,9 +70,11 @@ async def register_shards(bus: Bus, deployment: Config) -> dict[tuple[str, int],
 
     Raises: ConfigError if a shard exists with another number of partitions: its ids would be looked for in the wrong stream.
     """
+    known = await bus.commands.call("HKEYS", keys.SHARDS)
     for name, pool in deployment.pools.items():
         for shard in range(pool.shards):
-            await bus.commands.call("HSETNX", keys.SHARDS, f"{name}.{shard}", pool.partitions)
+            if f"{name}.{shard}".encode() not in known:  # a full Redis refuses it, and a restart must not fail for that
+                await bus.commands.call("HSETNX", keys.SHARDS, f"{name}.{shard}", pool.partitions)
     existing = await bus.commands.call("HGETALL", keys.SHARDS)
     shards = {}
     for tag, partitions in zip(existing[::2], existing[1::2], strict=True):

@@ -2,9 +2,10 @@
 
     XADD hr:requests * task '<the JSON of POST /v1/tasks>'
     XADD hr:requests * model smollm2-135m-instruct input_text 'Hello' reply_to orders
+    XADD hr:requests * cancel order-17
 
-Every entry ends in one of three ways: a task, a failed reply on the stream it names, or a dead letter in hr:refused.
-A faulty one never stops the others.
+Every entry ends in one of four ways: a task, a cancelled task, a failed reply on the stream it names, or a dead letter in
+hr:refused. A faulty one never stops the others.
 """
 
 import asyncio
@@ -17,15 +18,18 @@ from services.scheduler import metrics
 from shared import keys, request
 from shared.bus.client import Bus
 from shared.bus.connection import Arg
-from shared.bus.consume import Entry
+from shared.bus.consume import Entry, Unfinished
+from shared.bus.streams import append
+from shared.cancel import Canceller
 from shared.clock import now_ms
 from shared.config import Config
-from shared.errors import BusError, ErrorBody, InvalidRequest, RequestError, WrongKeyType
+from shared.errors import BusError, ErrorBody, InvalidRequest, InvalidTaskId, RequestError, WrongKeyType
+from shared.ids import place_of
 from shared.keys import keys_of
 from shared.lifecycle import State
 from shared.messages import Reply
-from shared.replies import reply_command
-from shared.request import Request
+from shared.replies import send_reply
+from shared.request import DEFAULT_TENANT, Request
 from shared.submit import Submitter
 
 log = logging.getLogger(__name__)
@@ -37,11 +41,15 @@ REFUSED_KEPT = 10_000
 class Front:
     def __init__(self, bus: Bus, config: Config, submitter: Submitter) -> None:
         self._bus, self._config, self._submitter = bus, config, submitter
+        self._canceller = Canceller(bus, config)
 
     async def on_entries(self, entries: list[Entry]) -> Sequence[bytes]:
-        """Answers the entries that are dealt with; those that Redis kept us from come again."""
-        done = await asyncio.gather(*(self._take(entry) for entry in entries))
-        return [entry.id for entry, dealt_with in zip(entries, done, strict=True) if dealt_with]
+        """Raises: Unfinished, if Redis kept us from some."""
+        dealt_with = await asyncio.gather(*(self._take(entry) for entry in entries))
+        done = [entry.id for entry, is_done in zip(entries, dealt_with, strict=True) if is_done]
+        if len(done) < len(entries):
+            raise Unfinished(f"{len(entries) - len(done)} entries must wait", done)
+        return done
 
     async def _take(self, entry: Entry) -> bool:
         try:
@@ -57,14 +65,27 @@ class Front:
         return True
 
     async def _accept(self, entry: Entry) -> str:
+        if b"cancel" in entry.fields:
+            await self._cancel(only_field(entry, "cancel"))
+            return "cancel"
         asked = parse(self._config, entry)
         origin = (keys.REQUESTS.encode(), entry.id, *entry.fields.values())
         submitted = await self._submitter.submit(asked, self._submitter.new_id(asked, *origin))
         if submitted.new:
             return "accepted"
         if submitted.state.terminal and asked.task.reply_to:
-            await self._bus.commands.call("XADD", keys_of(submitted.id)[0].outbox, "*", "t", submitted.id)
+            await append(self._bus, keys_of(submitted.id)[0].outbox, {"t": submitted.id})
         return "known"
+
+    async def _cancel(self, named: bytes) -> None:
+        """A task of ours is known by the form of its id; any other name is a producer's own. Raises: RequestError."""
+        name = named.decode(errors="replace")
+        if is_task_id(name):
+            await self._canceller.cancel(name)
+        elif name:
+            await self._canceller.cancel_key(DEFAULT_TENANT, request.check_name("cancel", name))
+        else:
+            raise InvalidRequest("`cancel` is empty; it names a task.", param="cancel")
 
     async def _refuse(self, entry: Entry, error: RequestError | WrongKeyType) -> bool:
         body = error.body if isinstance(error, RequestError) else ErrorBody(message=str(error), type="server_error")
@@ -82,7 +103,7 @@ class Front:
         try:
             if name and request.NAME.fullmatch(name):
                 try:
-                    await self._bus.commands.call(*reply_command(name, reply))
+                    await send_reply(self._bus, name, reply)
                 except WrongKeyType as broken:
                     await self._bury(entry, f"{body.message} (and the reply failed: {broken})")
             else:
@@ -93,35 +114,36 @@ class Front:
         return True
 
     async def _bury(self, entry: Entry, reason: str) -> None:
-        command: list[Arg] = [
-            "XADD",
-            keys.REFUSED,
-            "MAXLEN",
-            "~",
-            REFUSED_KEPT,
-            "*",
-            "reason",
-            reason,
-            "entry",
-            entry.id,
-        ]
-        for field, value in entry.fields.items():
-            command += (b"said." + field, value)
-        await self._bus.commands.call(*command)
+        said: dict[Arg, Arg] = {b"said." + field: value for field, value in entry.fields.items()}
+        letter: dict[Arg, Arg] = {"reason": reason, "entry": entry.id}
+        await append(self._bus, keys.REFUSED, letter | said, most_kept=REFUSED_KEPT)
 
 
 def parse(config: Config, entry: Entry) -> Request:
     """Raises: RequestError."""
     if b"task" in entry.fields:
-        if len(entry.fields) > 1:
-            others = ", ".join(sorted(field.decode(errors="replace") for field in entry.fields if field != b"task"))
-            raise InvalidRequest(f"Beside `task` there may be no other field; found {others}.", param="task")
-        return request.from_json(config, entry.fields[b"task"])
+        return request.from_json(config, only_field(entry, "task"))
     try:
         fields = {name.decode(): value.decode() for name, value in entry.fields.items()}
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"A field is not valid UTF-8: {error}") from None
     return request.from_fields(config, fields)
+
+
+def is_task_id(name: str) -> bool:
+    try:
+        place_of(name)
+    except InvalidTaskId:
+        return False
+    return True
+
+
+def only_field(entry: Entry, name: str) -> bytes:
+    """Raises: InvalidRequest if there is any other."""
+    others = sorted(field.decode(errors="replace") for field in entry.fields if field != name.encode())
+    if others:
+        raise InvalidRequest(f"Beside `{name}` there may be no other field; found {', '.join(others)}.", param=name)
+    return entry.fields[name.encode()]
 
 
 def _said(entry: Entry, field: str) -> str:

@@ -1,44 +1,62 @@
-"""What must happen even if nobody asks: silent workers lose their tasks, left-behind bus groups go, gauges are read."""
+"""What must happen even if nobody asks: silent workers lose their tasks, time passes, left-behind bus groups go."""
 
 import asyncio
 import logging
 
 from services.scheduler import metrics
+from services.scheduler.grace import Grace
 from services.scheduler.intake import Intake
-from services.scheduler.scripts import reap
+from services.scheduler.repairing import Repair
+from services.scheduler.scripts import due, reap
 from shared.bus.client import Bus
+from shared.config import Limits
 from shared.errors import CommandRefused
 from shared.keys import ShardKeys
-from shared.lifecycle import LEASE_MS, Lane
+from shared.lifecycle import Lane
 
 log = logging.getLogger(__name__)
 
+BUS_KEPT_MS = 120_000
 INTERVAL_S = 1.0
 """A lost worker is noticed within a lease and this."""
 
 
 class Housekeeping:
-    def __init__(self, bus: Bus, shard: ShardKeys, partitions: int, intake: Intake) -> None:
-        self._bus, self._shard, self._intake = bus, shard, intake
+    def __init__(self, bus: Bus, shard: ShardKeys, limits: Limits, partitions: int, intake: Intake) -> None:
+        self._bus, self._shard, self._limits, self._intake = bus, shard, limits, intake
         self._buses = [shard.bus(partition) for partition in range(partitions)]
         self._labels = (shard.pool, str(shard.shard))
+        self._grace, self._repair = Grace(limits.lease_s), Repair(bus, shard, limits)
 
     async def tidy(self) -> None:
         """One pass. Raises: BusError."""
-        reaped = await reap(self._bus, self._shard)
+        seconds, microseconds = await self._bus.commands.call("TIME")
+        now_s = int(seconds) + int(microseconds) / 1e6
+        if self._grace.is_over(now_s, INTERVAL_S):
+            await self._reap()
+            await self._repair.look()
+        await self._pass_time()
+        await self._intake.dispatch()
+        await self._remove_readers(int(now_s * 1000))
+        await self._trim(int(now_s * 1000))
+        await self._measure(int(now_s * 1000))
+
+    async def _reap(self) -> None:
+        reaped = await reap(self._bus, self._shard, self._limits)
         for stage, count in (("running", reaped.running), ("unstarted", reaped.unstarted)):
             metrics.TAKEN_BACK.labels(*self._labels, stage).inc(count)
+        metrics.QUARANTINED.labels(*self._labels).inc(reaped.quarantined)
         if reaped.workers or reaped.running or reaped.unstarted:
             log.warning("%s: took back %d running and %d unstarted tasks, removed %d silent workers",
                         self._shard.tag, reaped.running, reaped.unstarted, reaped.workers)  # fmt: skip
-        await self._intake.dispatch()
-        await self._remove_readers()
-        await self._measure()
 
-    async def _remove_readers(self) -> None:
+    async def _pass_time(self) -> None:
+        passed = await due(self._bus, self._shard, self._limits)
+        for what in ("expired", "cancelled", "told", "back"):
+            metrics.DUE.labels(*self._labels, what).inc(getattr(passed, what))
+
+    async def _remove_readers(self, now_ms: int) -> None:
         """Bus groups of replicas that died without leaving."""
-        seconds, _ = await self._bus.commands.call("TIME")
-        now_ms = int(seconds) * 1000
         left = await self._bus.commands.call("ZRANGEBYSCORE", self._shard.readers, "-inf", now_ms, "LIMIT", 0, 10)
         for group in left:
             for stream in self._buses:
@@ -49,10 +67,13 @@ class Housekeeping:
             await self._bus.commands.call("ZREM", self._shard.readers, group)
             log.info("removed the bus group %s: its reader is gone", group.decode())
 
-    async def _measure(self) -> None:
+    async def _trim(self, now_ms: int) -> None:
+        """Scripts trim the bus when they write; when nobody writes any more it must empty too."""
+        for stream in self._buses:
+            await self._bus.commands.call("XTRIM", stream, "MINID", now_ms - BUS_KEPT_MS)
+
+    async def _measure(self, now_ms: int) -> None:
         call, shard = self._bus.commands.send, self._shard
-        seconds, _ = await call("TIME")
-        now_ms = int(seconds) * 1000
         for lane, key in zip(Lane, shard.backlogs, strict=True):
             waiting, oldest = await asyncio.gather(call("ZCARD", key), call("ZRANGE", key, 0, 0, "WITHSCORES"))
             metrics.BACKLOG.labels(*self._labels, lane).set(waiting)
@@ -66,7 +87,7 @@ class Housekeeping:
         live, slots, busy = 0, 0, 0
         for worker, said in zip(announced[::2], announced[1::2], strict=True):
             beat_ms, announced_slots, _ = said.split(b" ", 2)
-            if now_ms - int(beat_ms) <= LEASE_MS:
+            if now_ms - int(beat_ms) <= self._limits.lease_ms:
                 live, slots = live + 1, slots + int(announced_slots)
                 busy += await self._bus.commands.call("XLEN", self._shard.work(worker.decode()))
         for gauge, value in ((metrics.WORKERS, live), (metrics.SLOTS, slots), (metrics.BUSY, busy)):

@@ -8,14 +8,15 @@ from services.scheduler.scripts import Arrival, admit, dispatch
 from shared.bus.client import Bus
 from shared.bus.consume import Entry
 from shared.bus.script import MAX_ITEMS
+from shared.config import Limits
 from shared.keys import ShardKeys
 
 log = logging.getLogger(__name__)
 
 
 class Intake:
-    def __init__(self, bus: Bus, shard: ShardKeys) -> None:
-        self._bus, self._shard = bus, shard
+    def __init__(self, bus: Bus, shard: ShardKeys, limits: Limits) -> None:
+        self._bus, self._shard, self._limits = bus, shard, limits
         labels = (shard.pool, str(shard.shard))
         self._admitted, self._dispatched = metrics.ADMITTED.labels(*labels), metrics.DISPATCHED.labels(*labels)
 
@@ -34,7 +35,7 @@ class Intake:
     async def dispatch(self) -> None:
         """Hand out tasks until the credits or the tasks are used up."""
         while True:
-            done = await dispatch(self._bus, self._shard)
+            done = await dispatch(self._bus, self._shard, self._limits)
             self._dispatched.inc(done.handed_out)
             if done.handed_out < MAX_ITEMS:
                 return

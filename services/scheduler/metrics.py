@@ -13,6 +13,13 @@ BUSY = Gauge("hr_slots_busy", "Slots of those that hold a task", SHARD)
 ADMITTED = Counter("hr_admitted_total", "Tasks put into the waiting order", SHARD)
 DISPATCHED = Counter("hr_dispatched_total", "Tasks handed to workers", SHARD)
 TAKEN_BACK = Counter("hr_taken_back_total", "Tasks taken back from silent workers", (*SHARD, "stage"))
+QUARANTINED = Counter("hr_quarantined_total", "Tasks given up because their workers died, at the taking back", SHARD)
+DUE = Counter(
+    "hr_due_total",
+    "Tasks that time moved: expired, cancelled (nobody waits), told to stop, retries put back",
+    (*SHARD, "what"),
+)
+REPAIRED = Counter("hr_repaired_total", "Unfinished tasks that were nowhere; above 0 only after data was lost", SHARD)
 DOOR = Counter(
     "hr_door_entries_total", "Entries of hr:requests, by outcome: accepted, known or an error code", ("outcome",)
 )

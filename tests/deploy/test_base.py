@@ -3,7 +3,7 @@
 import pytest
 
 from shared import config
-from shared.lifespan import DRAIN_S
+from shared.settings import DRAIN_S
 from tests.deploy.reading import (
     DEPLOY,
     PROJECT,

@@ -2,7 +2,7 @@
 
 import ast
 
-from shared.lifespan import DRAIN_S
+from shared.settings import DRAIN_S
 from tests.deploy.reading import DEPLOY, ROOT, SERVICES, TARGETS, check_variables, port_of, read_compose, read_yaml
 
 

@@ -24,6 +24,11 @@ CASES: list[Case] = [
     ("/v1/tasks", {"input_text": "x", "template_id": "t9"}, 400, "invalid_request", "template_id"),
     ("/v1/tasks", {"input_text": 7}, 400, "invalid_request", "input_text"),
     ("/v1/tasks", {}, 400, "invalid_request", "body"),
+    ("/v1/tasks", {"body": chat("x"), "expires_in": 0}, 400, "invalid_request", "expires_in"),
+    ("/v1/tasks", {"input_text": "x", "expires_in": 86_401}, 400, "invalid_request", "expires_in"),
+    ("/v1/tasks/nonsense/cancel", {}, 404, "task_not_found", "id"),
+    ("/v1/dead/nonsense/requeue", {}, 404, "dead_letter_not_found", "id"),
+    ("/v1/dead/drop?kode=x", b"", 400, "invalid_request", "kode"),
     ("/v1/nothing", {}, 404, "unknown_route", None),
 ]
 
@@ -87,6 +92,25 @@ async def test_a_faulty_entry_without_a_reply_stream_becomes_a_dead_letter(produ
             letters += [letter for _, letter in entries if letter["entry"] == entry]
     assert "prioritee" in letters[0]["reason"]
     assert letters[0]["said.input_text"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("entry", "word"),
+    [
+        ({"cancel": "a b"}, "`cancel` is 'a b'"),
+        ({"cancel": "x", "input_text": "y"}, "Beside `cancel`"),
+        ({"input_text": "x", "expires_in": "nan"}, "`expires_in` is nan"),
+    ],
+)
+async def test_a_faulty_cancel_or_deadline_at_the_stream_door_becomes_a_dead_letter(
+    producer: Any, entry: dict[str, str], word: str
+) -> None:
+    id = await producer.xadd("hr:requests", entry)
+    letters: list[dict[str, str]] = []
+    while not letters:
+        for _, found in await producer.xread({"hr:refused": "0"}, block=10_000):
+            letters += [letter for _, letter in found if letter["entry"] == id]
+    assert word in letters[0]["reason"]
 
 
 async def test_a_reply_stream_of_another_type_makes_a_dead_letter_and_blocks_nobody(

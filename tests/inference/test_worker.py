@@ -1,19 +1,27 @@
 """A worker's runs: whatever an engine does, the task ends once, with a reason."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
-from services.inference.engine import Answer, Call, Capacity, Chunk, EngineDead
-from services.inference.scripts import Owner
+from services.inference.engine import Answer, Call, CannotResume, Capacity, Chunk, EngineDead
+from services.inference.run import FENCED
+from services.inference.scripts import Hand, Owner
 from services.inference.worker import Worker
+from services.scheduler.scripts import dispatch, reap
 from shared.bus.client import Bus
 from shared.bus.consume import Entry
+from shared.cancel import cancel
 from shared.config import Limits
+from shared.messages import Chunks, Finished, Reset, Resumed, decode_event
 from tests.support import tasks
 from tests.support.tasks import SHARD
 from tests.support.waiting import wait_until
+
+HANG = "hang"
 
 
 class Scripted:
@@ -21,16 +29,23 @@ class Scripted:
 
     name = "scripted"
 
-    def __init__(self, *made: Chunk | Answer | Exception) -> None:
-        self._made = made
+    def __init__(self, *made: Chunk | Answer | Exception | str, resumes: bool = True) -> None:
+        self._made, self._resumes = made, resumes
+        self.calls: list[Call] = []
         self.closed = 0
 
     async def run(self, call: Call) -> AsyncGenerator[Chunk | Answer, None]:
+        self.calls.append(call)
+        if call.published and not self._resumes:
+            raise CannotResume("never")
         try:
             for made in self._made:
                 if isinstance(made, Exception):
                     raise made
-                yield made
+                if isinstance(made, str):
+                    await asyncio.Event().wait()
+                else:
+                    yield made
         finally:
             self.closed += 1
 
@@ -44,6 +59,29 @@ class Scripted:
     async def stop(self) -> None: ...
 
 
+ONE_TRY = Limits(failures=0)
+
+
+def chunk(text: str, *tokens: int) -> Chunk:
+    return Chunk(msgspec.json.encode({"choices": [{"index": 0, "text": text}]}), tokens)
+
+
+def refusal(status: int) -> Answer:
+    error = {"message": f"no {status}", "type": "server_error", "code": "busy"}
+    return Answer(status=status, body=msgspec.json.encode({"error": error}))
+
+
+def as_entry(hand: Hand) -> Entry:
+    return Entry(hand.entry, {b"t": hand.id.encode(), b"e": str(hand.epoch).encode()})
+
+
+async def begun(bus: Bus, owner: Owner, worker: Worker) -> Hand:
+    """A task that the worker has taken."""
+    hand = await tasks.handed(bus, owner)
+    assert await worker.on_work([as_entry(hand)]) == []
+    return hand
+
+
 @pytest.fixture
 async def owner(bus: Bus) -> Owner:
     return await tasks.worker(bus)
@@ -53,10 +91,9 @@ async def outcome(
     bus: Bus, owner: Owner, engine: Scripted, limits: Limits | None = None
 ) -> tuple[bytes, bytes, dict[str, object]]:
     """Run one task; its state, status and result."""
-    worker = Worker(bus, owner, engine, limits or Limits())
-    hand = await tasks.handed(bus, owner)
-    entry = Entry(hand.entry, {b"t": hand.id.encode(), b"e": str(hand.epoch).encode()})
-    assert await worker.on_work([entry]) == []
+    owner = replace(owner, limits=limits or ONE_TRY)
+    worker = Worker(bus, owner, engine)
+    hand = await begun(bus, owner, worker)
     await wait_until(lambda: not worker.runs, "the run has ended")
     await worker.drain(1)
     state, status, result = await bus.commands.call("HMGET", SHARD.task(hand.id), "state", "status", "result")
@@ -100,14 +137,142 @@ async def test_an_error_that_is_not_json_is_worded_by_us(bus: Bus, owner: Owner)
     assert "502" in str(result)
 
 
-async def test_a_dead_engine_leaves_the_task_to_be_handed_back(bus: Bus, owner: Owner) -> None:
-    worker = Worker(bus, owner, Scripted(EngineDead("gone")), Limits())
+async def test_a_dead_engine_hands_the_task_back_at_once_and_charges_a_crash(bus: Bus, owner: Owner) -> None:
+    worker = Worker(bus, owner, Scripted(chunk("a"), EngineDead("gone")))
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    assert worker.died.is_set()
+    hash = await tasks.fields(bus, hand.id)
+    assert (hash["state"], hash["crashes"], hash["last"]) == ("pending", "1", "1")
+    assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_what_another_try_may_mend_is_tried_again_later(bus: Bus, owner: Owner, status: int) -> None:
+    worker = Worker(bus, owner, Scripted(refusal(status)))
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    hash = await tasks.fields(bus, hand.id)
+    assert (hash["state"], hash["failures"]) == ("pending", "1")
+    assert await bus.commands.call("ZSCORE", SHARD.later, hand.id) is not None
+
+
+async def test_a_fault_of_the_request_fails_at_once(bus: Bus, owner: Owner) -> None:
+    state, status, _ = await outcome(bus, owner, Scripted(refusal(404)), Limits())
+    assert (state, status) == (b"failed", b"404")
+
+
+async def test_the_last_failure_is_the_result_and_a_dead_letter(bus: Bus, owner: Owner) -> None:
+    state, status, result = await outcome(bus, owner, Scripted(refusal(503)))
+    assert (state, status) == (b"failed", b"503")
+    assert "no 503" in str(result)
+    ((_, letter),) = await tasks.entries(bus, SHARD.dead)
+    assert (letter[b"code"], letter[b"body"]) == (b"busy", tasks.BODY)
+
+
+async def test_a_run_over_the_longest_time_fails(bus: Bus, owner: Owner) -> None:
+    engine = Scripted(chunk("a"), HANG)
+    state, status, result = await outcome(bus, owner, engine, Limits(run_s=1))
+    assert (state, status) == (b"failed", b"504")
+    assert "run_time_exceeded" in str(result)
+    assert engine.closed == 1
+
+
+async def test_a_cancelled_task_is_ended_with_what_it_has_made(bus: Bus, owner: Owner) -> None:
+    engine = Scripted(chunk("a"), HANG)
+    worker = Worker(bus, owner, engine)
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: worker.runs[hand.id].published == 1, "the first chunk is published")
+    assert await cancel(bus, SHARD, owner.limits, [hand.id]) == ["processing"]
+    ((entry, told),) = [item for item in await tasks.entries(bus, SHARD.work(owner.worker)) if b"stop" in item[1]]
+    assert await worker.on_work([Entry(entry, told)]) == [entry]
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    hash = await tasks.fields(bus, hand.id)
+    assert (hash["state"], hash["status"], hash["last"], engine.closed) == ("cancelled", "499", "1", 1)
+
+
+async def test_a_drained_worker_hands_back_what_does_not_end_with_all_its_chunks(bus: Bus, owner: Owner) -> None:
+    worker = Worker(bus, owner, Scripted(chunk("a"), chunk("b"), HANG))
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: worker.runs[hand.id].last == 2, "both chunks are made")
+    await worker.drain(0.01)
+    hash = await tasks.fields(bus, hand.id)
+    assert (hash["state"], hash["last"], hash.get("crashes", "0")) == ("pending", "2", "0")
+    assert '"why":"drained"' in hash["history"]
+
+
+async def test_a_lost_task_frees_the_slot_of_the_worker_that_lost_it(bus: Bus, owner: Owner) -> None:
+    worker = Worker(bus, owner, Scripted(chunk("a"), HANG))
+    hand = await begun(bus, owner, worker)
+    await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
+    await reap(bus, SHARD, owner.limits)
+    worker.stop(hand.id, FENCED)
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
+    assert (await tasks.fields(bus, hand.id))["state"] == "pending"
+
+
+async def again(bus: Bus, hand: Hand, name: str = "w2") -> tuple[Owner, Hand]:
+    """The task was lost, and is handed to another worker."""
+    await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
+    await reap(bus, SHARD, tasks.LIMITS)
+    await bus.commands.call("DEL", SHARD.workers)
+    owner = await tasks.worker(bus, name)
+    await dispatch(bus, SHARD, tasks.LIMITS)
+    (handed,) = await tasks.hands(bus, owner)
+    return owner, handed
+
+
+async def test_the_next_worker_goes_on_behind_what_was_published(bus: Bus, owner: Owner) -> None:
+    first = Worker(bus, owner, Scripted(chunk("a", 7), chunk("b", 8, 9), HANG))
+    hand = await begun(bus, owner, first)
+    await wait_until(lambda: first.runs[hand.id].published == 2, "two chunks are published")
+    second, handed = await again(bus, hand)
+    engine = Scripted(chunk("c", 10), Answer(status=200, body=b""))
+    worker = Worker(bus, second, engine)
+    await worker.on_work([as_entry(handed)])
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    assert engine.calls[0].published == (chunk("a", 7), chunk("b", 8, 9))
+    events = [decode_event(entry[b"e"]) for _, entry in await tasks.entries(bus, SHARD.log(hand.id))]
+    assert events[-3] == Resumed(attempt=2, last=2)
+    hash = await tasks.fields(bus, hand.id)
+    assert (hash["state"], hash["last"], hash["attempts"]) == ("completed", "3", "2")
+    assert [choice["text"] for choice in msgspec.json.decode(hash["result"])["choices"]] == ["abc"]
+    first.stop(hand.id, FENCED)
+    await wait_until(lambda: not first.runs, "the old run has ended")
+
+
+async def test_what_cannot_be_gone_on_with_is_reset_and_starts_over(bus: Bus, owner: Owner) -> None:
+    first = Worker(bus, owner, Scripted(chunk("a"), HANG))
+    hand = await begun(bus, owner, first)
+    await wait_until(lambda: first.runs[hand.id].published == 1, "a chunk is published")
+    second, handed = await again(bus, hand)
+    engine = Scripted(chunk("x"), Answer(status=200, body=b""), resumes=False)
+    worker = Worker(bus, second, engine)
+    await worker.on_work([as_entry(handed)])
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    assert [len(call.published) for call in engine.calls] == [1, 0]
+    events = [decode_event(entry[b"e"]) for _, entry in await tasks.entries(bus, SHARD.log(hand.id))]
+    assert [type(event) for event in events] == [Chunks, Reset, Chunks, Finished]
+    assert (await tasks.fields(bus, hand.id))["last"] == "1"
+    first.stop(hand.id, FENCED)
+    await wait_until(lambda: not first.runs, "the old run has ended")
+
+
+async def test_a_task_that_cannot_be_read_is_quarantined_in_the_end(bus: Bus, owner: Owner) -> None:
+    worker = Worker(bus, owner, Scripted())
     hand = await tasks.handed(bus, owner)
-    await worker.on_work([Entry(hand.entry, {b"t": hand.id.encode(), b"e": str(hand.epoch).encode()})])
-    await worker.died.wait()
-    assert await bus.commands.call("HGET", SHARD.task(hand.id), "state") == b"processing"
+    await bus.commands.call("HSET", SHARD.task(hand.id), "spec", "{}")
+    for _ in range(owner.limits.crashes):
+        await worker.on_work([as_entry(hand)])
+        await wait_until(lambda: not worker._aside, "it is given up")
+        await dispatch(bus, SHARD, owner.limits)
+        (hand,) = await tasks.hands(bus, owner) or (hand,)
+    assert (await tasks.fields(bus, hand.id))["state"] == "failed"
+    ((_, letter),) = await tasks.entries(bus, SHARD.dead)
+    assert letter[b"code"] == b"task_quarantined"
 
 
 async def test_an_entry_of_somebody_else_is_done_with(bus: Bus, owner: Owner) -> None:
-    worker = Worker(bus, owner, Scripted(), Limits())
+    worker = Worker(bus, owner, Scripted())
     assert await worker.on_work([Entry(b"1-1", {b"x": b"y"}), Entry(b"1-2", {})]) == [b"1-1", b"1-2"]

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from shared.chunks import assemble, deltas, first_text, texts
+from shared.chunks import assemble, deltas, disassemble, first_text, texts
 from shared.messages import NULL
 from shared.request import CHAT, COMPLETIONS
 
@@ -193,3 +193,15 @@ def test_text_that_a_chunk_adds(data: bytes, added: list[tuple[int, str]]) -> No
 def test_texts_of_a_whole_answer(result: bytes, said: list[tuple[int, str]]) -> None:
     assert texts(result) == said
     assert first_text(result) == next((text for index, text in said if index == 0), None)
+
+
+@pytest.mark.parametrize("route", [CHAT, COMPLETIONS])
+def test_a_whole_answer_taken_apart_adds_up_to_itself(route: str) -> None:
+    if route == CHAT:
+        call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        said: dict[str, Any] = {"message": {"role": "assistant", "content": "Hello", "tool_calls": [call]}}
+    else:
+        said = {"text": "Hello"}
+    kind = "chat.completion" if route == CHAT else "text_completion"
+    answer = {**HEAD, "object": kind, "choices": [{"index": 0, **said, "finish_reason": "stop"}], "usage": USAGE}
+    assert whole(route, *disassemble(route, msgspec.json.encode(answer))) == answer

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -57,7 +57,12 @@ def command_line(pid: int) -> list[str]:
 
 @contextlib.contextmanager
 def deployment(
-    folder: Path, *options: str, config: str = "", redis_url: str = "", timeout_s: float = 120
+    folder: Path,
+    *options: str,
+    config: str = "",
+    redis_url: str = "",
+    environ: Mapping[str, str] | None = None,
+    timeout_s: float = 120,
 ) -> Iterator[Deployment]:
     """Raises: AssertionError with the supervisor's own words, if it does not get ready."""
     file = folder / "headrace.toml"
@@ -75,6 +80,7 @@ def deployment(
     ]
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("HEADRACE_", "REDIS_"))}  # noqa: TID251
     keep |= {"HEADRACE_INGRESS_PORT": "0", "HEADRACE_NOTIFIER_PORT": "0", "XDG_STATE_HOME": str(folder / "state")}
+    keep |= environ or {}
     if redis_url:
         keep["REDIS_URL"] = redis_url
     with (folder / "up.log").open("w") as log:

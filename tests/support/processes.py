@@ -26,6 +26,17 @@ def alive(pid: int) -> bool:
     return _fields(Path(f"/proc/{pid}/stat"))[:1] not in ([], ["Z"])
 
 
+def holder_of_port(port: int) -> int:
+    """The process whose end of a TCP connection has this local port. Raises: LookupError."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    inodes = {fields[9] for line in lines if (fields := line.split())[1].endswith(f":{port:04X}")}
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if str(link.readlink()).removeprefix("socket:[").removesuffix("]") in inodes:
+                return int(link.parts[2])
+    raise LookupError(port)
+
+
 def _fields(stat: Path) -> list[str]:
     """From the state on: a process's name may hold anything. Empty: it has ended."""
     try:

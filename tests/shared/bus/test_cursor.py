@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.bus.subscription import START, Cursor, parse_cursor
+from shared.bus.cursor import START, Cursor, parse_cursor
 from shared.errors import InvalidRequest
 
 

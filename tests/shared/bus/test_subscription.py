@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.inference.scripts import Hand, Owner, start
+from services.inference.scripts import Hand, Owner, rebase, start
 from services.scheduler.scripts import dispatch, reap
 from shared.bus import subscription as module
 from shared.bus import tail as tail_module
 from shared.bus.client import Bus
-from shared.bus.subscription import Phase, Subscription, entry_id
+from shared.bus.cursor import Cursor, entry_id
+from shared.bus.subscription import Phase, Subscription
 from shared.bus.tail import Tail
 from shared.keys import reader_group
 from shared.lifecycle import State
@@ -74,7 +75,7 @@ async def test_subscriber_of_a_task_that_is_not_submitted_yet_misses_nothing(
     Subscription(bus, tail, made[0].id, sink).open_new()
     await submit(bus, SHARD, tasks.CONFIG, [made])
     await tasks.admit_all(bus)
-    await dispatch(bus, SHARD)
+    await dispatch(bus, SHARD, tasks.LIMITS)
     (hand,) = await tasks.hands(bus, owner)
     await start(bus, owner, [hand])
     await publish(bus, owner, hand, upto=3)
@@ -110,7 +111,7 @@ async def test_any_cursor_goes_on_exactly_where_it_stands(bus: Bus, tail: Tail, 
     log = await tasks.entries(bus, SHARD.log(hand.id))
     for seen, (entry, _) in enumerate(log[:-1], 1):
         sink = Recorder()
-        Subscription(bus, tail, hand.id, sink, after=entry_id(entry)).open()
+        Subscription(bus, tail, hand.id, sink, after=Cursor(entry_id(entry), 1, seen)).open()
         await wait_until(lambda sink=sink: sink.finished, "the end is delivered")  # type: ignore[misc]
         assert sink.story() == whole(6)[seen:]
 
@@ -148,7 +149,7 @@ async def test_client_that_has_seen_the_end_gets_only_the_end_again(bus: Bus, ta
     await publish(bus, owner, hand, upto=3)
     *_, (last, _) = await tasks.entries(bus, SHARD.log(hand.id))
     sink = Recorder()
-    Subscription(bus, tail, hand.id, sink, after=entry_id(last)).open()
+    Subscription(bus, tail, hand.id, sink, after=Cursor(entry_id(last), 1, 3)).open()
     await wait_until(lambda: sink.finished, "the end is delivered")
     assert sink.story() == ["end"]
 
@@ -218,6 +219,7 @@ async def test_gap_in_the_middle_of_catching_up_is_not_skipped(bus: Bus, owner: 
 
     def add(n: int) -> None:
         bus.bulk.send("XADD", log, f"{n}-0", "e", tasks.chunks_event(n, n))
+        bus.bulk.send("HSET", SHARD.task(hand.id), "last", n)
 
     add(1)
     sink = Recorder()
@@ -248,6 +250,7 @@ async def test_more_live_events_than_the_buffer_holds_are_read_from_the_log(
     def flood() -> None:
         for n in range(1, 6):
             bus.bulk.send("XADD", SHARD.log(hand.id), f"{n}-0", "e", tasks.chunks_event(n, n))
+            bus.bulk.send("HSET", SHARD.task(hand.id), "last", n)
             subscription.on_event(b"%d-0" % n, hand.id, decode_event(tasks.chunks_event(n, n)))
 
     sink.on_first_sync = flood
@@ -264,10 +267,11 @@ async def test_new_attempt_says_reset_between_the_outputs(bus: Bus, tail: Tail, 
     Subscription(bus, tail, hand.id, sinks[0]).open()
     await wait_until(lambda: sinks[0].live, "the first is live")
     await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
-    await reap(bus, SHARD)
-    await dispatch(bus, SHARD)
+    await reap(bus, SHARD, tasks.LIMITS)
+    await dispatch(bus, SHARD, tasks.LIMITS)
     (again,) = await tasks.hands(bus, owner)
     await start(bus, owner, [again])
+    assert await rebase(bus, owner, again, attempt=2, behind=0) == "ok"
     await publish(bus, owner, again, upto=2, attempt=2)
     Subscription(bus, tail, hand.id, sinks[1]).open()
     await wait_until(lambda: all(sink.finished for sink in sinks), "both have the end")
@@ -308,3 +312,110 @@ async def test_a_gap_before_the_task_is_submitted_does_not_make_it_unknown(bus: 
     await wait_until(lambda: sink.live, "live again")
     subscription.close()
     assert sink.synced == []
+
+
+# -- when Redis has forgotten, or another attempt goes on
+
+
+async def forget(bus: Bus, hand: Hand, *, after: int) -> None:
+    """The newest entries of a task are lost, as in a failover."""
+    log = await tasks.entries(bus, SHARD.log(hand.id))
+    await bus.commands.call("XDEL", SHARD.log(hand.id), *[entry for entry, _ in log[after:]])
+    await bus.commands.call("HSET", SHARD.task(hand.id), "last", after)
+
+
+async def emitted(bus: Bus, owner: Owner, hand: Hand, first: int, last: int) -> None:
+    for n in range(first, last + 1):
+        assert await tasks.emit_one(bus, owner, tasks.emission(hand, n, n)) == "ok"
+
+
+async def test_chunks_that_are_written_again_are_delivered_once(bus: Bus, tail: Tail, owner: Owner) -> None:
+    hand = await tasks.running(bus, owner)
+    sink = Recorder()
+    Subscription(bus, tail, hand.id, sink).open()
+    await emitted(bus, owner, hand, 1, 4)
+    await wait_until(lambda: sink.story() == ["1", "2", "3", "4"], "four chunks are delivered")
+    await forget(bus, hand, after=2)
+    assert await tasks.emit_one(bus, owner, tasks.emission(hand, 3, 5)) == "ok"
+    assert await tasks.finish_one(bus, owner, tasks.ending(hand, 6, 6)) == "ok"
+    await wait_until(lambda: sink.finished, "the end is delivered")
+    assert sink.story() == whole(6)
+
+
+async def test_client_that_has_seen_more_than_redis_remembers_is_reset(bus: Bus, tail: Tail, owner: Owner) -> None:
+    hand = await tasks.running(bus, owner)
+    await emitted(bus, owner, hand, 1, 5)
+    *_, (newest, _) = await tasks.entries(bus, SHARD.log(hand.id))
+    await forget(bus, hand, after=3)
+    sink = Recorder()
+    Subscription(bus, tail, hand.id, sink, after=Cursor(entry_id(newest), 1, 5)).open()
+    await wait_until(lambda: sink.live == 1, "the subscriber is live")
+    assert await tasks.finish_one(bus, owner, tasks.ending(hand, 4, 4)) == "ok"
+    await wait_until(lambda: sink.finished, "the end is delivered")
+    assert sink.story() == ["reset", *whole(4)]
+
+
+@pytest.mark.parametrize("seen", [0, 2, 3])
+async def test_an_attempt_that_goes_on_is_one_text_for_every_reader(
+    bus: Bus, tail: Tail, owner: Owner, seen: int
+) -> None:
+    hand = await tasks.running(bus, owner)
+    await emitted(bus, owner, hand, 1, 3)
+    log = await tasks.entries(bus, SHARD.log(hand.id))
+    after = Cursor(entry_id(log[seen - 1][0]), 1, seen) if seen else Cursor()
+    sink = Recorder()
+    Subscription(bus, tail, hand.id, sink, after=after).open()
+    assert await rebase(bus, owner, hand, attempt=2, behind=3) == "ok"
+    await publish_rest(bus, owner, hand, first=4)
+    await wait_until(lambda: sink.finished, "the end is delivered")
+    assert sink.story() == whole(5)[seen:]
+
+
+async def test_an_attempt_that_goes_on_behind_less_than_was_seen_is_a_reset(bus: Bus, tail: Tail, owner: Owner) -> None:
+    hand = await tasks.running(bus, owner)
+    sink = Recorder()
+    Subscription(bus, tail, hand.id, sink).open()
+    await emitted(bus, owner, hand, 1, 3)
+    await wait_until(lambda: sink.story() == ["1", "2", "3"], "three chunks are delivered")
+    await forget(bus, hand, after=2)
+    assert await rebase(bus, owner, hand, attempt=2, behind=2) == "ok"
+    await publish_rest(bus, owner, hand, first=3)
+    await wait_until(lambda: sink.finished, "the end is delivered")
+    assert sink.story() == ["1", "2", "3", "reset", *whole(5)]
+
+
+async def publish_rest(bus: Bus, owner: Owner, hand: Hand, *, first: int) -> None:
+    assert await tasks.emit_one(bus, owner, tasks.emission(hand, first, 4, attempt=2)) == "ok"
+    assert await tasks.finish_one(bus, owner, tasks.ending(hand, 5, 5, attempt=2)) == "ok"
+
+
+async def test_a_subscription_that_was_told_nothing_asks(
+    bus: Bus, tail: Tail, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENT_S", 0.05)
+    hand = await tasks.running(bus, owner)
+    sink = Recorder()
+    subscription = Subscription(bus, tail, hand.id, sink)
+    subscription.open()
+    await wait_until(lambda: sink.live == 1, "the subscriber is live")
+    tail.unlisten(subscription, task=hand.id)
+    await publish(bus, owner, hand, upto=3)
+    await wait_until(lambda: sink.finished, "the end is found")
+    assert sink.story() == whole(3)
+
+
+async def test_an_end_that_comes_live_before_its_chunks_brings_them_from_the_log(
+    bus: Bus, tail: Tail, owner: Owner
+) -> None:
+    hand = await tasks.running(bus, owner)
+    sink = Recorder()
+    subscription = Subscription(bus, tail, hand.id, sink)
+    subscription.open()
+    await wait_until(lambda: sink.live == 1, "the subscriber is live")
+    tail.unlisten(subscription, task=hand.id)
+    await emitted(bus, owner, hand, 1, 2)
+    assert await tasks.finish_one(bus, owner, tasks.ending(hand, 3, 3)) == "ok"
+    *_, (entry, end) = await tasks.entries(bus, SHARD.log(hand.id))
+    subscription.on_event(entry, hand.id, decode_event(end[b"e"]))
+    await wait_until(lambda: sink.finished, "the end is delivered")
+    assert sink.story() == whole(3)
