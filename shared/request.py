@@ -51,6 +51,7 @@ class Envelope(Struct, frozen=True, forbid_unknown_fields=True):
     user: str = ""
     task_id: str = ""
     reply_to: str = ""
+    expires_in: float | None = None
     metadata: dict[str, Any] | None = None
 
 
@@ -64,6 +65,7 @@ class Shorthand(Struct, frozen=True, forbid_unknown_fields=True):
     lane: str = "normal"
     session: str = ""
     reply_to: str = ""
+    expires_in: float | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     context: dict[str, Any] | None = None
@@ -76,7 +78,7 @@ _shorthand = msgspec.json.Decoder(Shorthand)
 _object = msgspec.json.Decoder(dict[str, Raw])
 
 
-def from_openai(config: Config, route: str, body: bytes, *, session: str = "", task_id: str = "") -> Request:
+def from_openai(config: Config, route: str, body: bytes, *, task_id: str = "", attached: bool = False) -> Request:
     """A body of the OpenAI API, sent to its own route. Raises: RequestError."""
     check_size(config, body)
     peek = _decode(_peek, body, Peek)
@@ -87,8 +89,8 @@ def from_openai(config: Config, route: str, body: bytes, *, session: str = "", t
         tenant=DEFAULT_TENANT,
         lane=Lane.INTERACTIVE,
         streamed=bool(peek.stream),
-        session=check_name("session", session),
         task_id=check_name("task_id", task_id),
+        attached=attached,
     )
     return Request(task, body, pool)
 
@@ -144,6 +146,19 @@ def lane_of(lane: str, priority: str | None) -> Lane:
     return LANE_WORDS[word]
 
 
+def expiry_of(config: Config, expires_in: float | None) -> float:
+    """Seconds; 0: as long as the deployment allows. Raises: InvalidRequest."""
+    limit = config.limits.waiting_s
+    if expires_in is None:
+        return 0.0
+    if not 0 < expires_in <= limit:  # not-a-number, which a flat field can say, is refused too
+        raise InvalidRequest(
+            f"`expires_in` is {expires_in}; allowed: above 0, at most {limit} seconds (limits.waiting_s)",
+            param="expires_in",
+        )
+    return expires_in
+
+
 def _from_envelope(config: Config, envelope: Envelope) -> Request:
     if envelope.route not in ROUTES:
         raise InvalidRequest(f"`route` is {envelope.route[:80]!r}; allowed: {', '.join(ROUTES)}", param="route")
@@ -159,6 +174,7 @@ def _from_envelope(config: Config, envelope: Envelope) -> Request:
         user=envelope.user,
         reply_to=check_name("reply_to", envelope.reply_to),
         task_id=check_name("task_id", envelope.task_id),
+        expires_in_s=expiry_of(config, envelope.expires_in),
         metadata=_raw(envelope.metadata),
     )
     return Request(task, body, pool_of(config, peek.model))
@@ -185,6 +201,7 @@ def _from_shorthand(config: Config, short: Shorthand) -> Request:
         user=short.user_id,
         reply_to=check_name("reply_to", short.reply_to),
         task_id=check_name("task_id", short.task_id),
+        expires_in_s=expiry_of(config, short.expires_in),
         template_id=short.template_id or "",
         context=_raw(short.context),
         metadata=_raw(short.metadata),

@@ -47,6 +47,14 @@ def run(arguments: argparse.Namespace) -> int:
             from services.cli.watch import run as watch
 
             return asyncio.run(watch(arguments))
+        case "cancel":
+            from services.cli.cancel import run as cancel
+
+            return asyncio.run(cancel(arguments))
+        case "dead":
+            from services.cli.dead import run as dead
+
+            return asyncio.run(dead(arguments))
         case _:
             from services.cli.tasks import run as tasks
 

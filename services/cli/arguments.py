@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_up, _add_ask, _add_submit, _add_watch, _add_tasks):
+    for add in (_add_up, _add_ask, _add_submit, _add_watch, _add_tasks, _add_cancel, _add_dead):
         add(commands)
     return parser
 
@@ -74,7 +74,7 @@ def _add_up(commands: "Commands") -> None:
 
 
 def _add_ask(commands: "Commands") -> None:
-    about = "The answer is printed as it comes."
+    about = "The answer is printed as it comes. Ctrl-C cancels it."
     ask = _command(
         commands, "ask", "ask a question", about, 'headrace ask "Why is the sky blue?"', "headrace ask --json Hello"
     )
@@ -113,7 +113,7 @@ def _add_submit(commands: "Commands") -> None:
 
 
 def _add_watch(commands: "Commands") -> None:
-    about = "Prints text as it comes, from its start; survives lost connections."
+    about = "Prints text as it comes, from its start; survives lost connections.\nCtrl-C ends the watching, not the tasks: `headrace cancel` does that."
     watch = _command(
         commands, "watch", "follow tasks, or all of a session", about,
         "headrace watch smol.0.0.0.06dfm2k8q0v3z7h1c5x9w4t6ny", "headrace watch --session ann --json",
@@ -132,6 +132,62 @@ def _add_tasks(commands: "Commands") -> None:
     tasks.add_argument("--session", default="", help="only its tasks")
     tasks.add_argument("--limit", type=_count, default=20, metavar="N", help="at most 100 (20)")
     _add_door(tasks, json="one line of JSON per task")
+
+
+def _add_cancel(commands: "Commands") -> None:
+    about = "A waiting task ends at once, a running one as soon as its worker hears of it. To repeat it is harmless."
+    examples = ("headrace cancel smol.0.0.0.06dfm2k8q0v3z7h1c5x9w4t6ny", "headrace cancel --json ID ID")
+    cancel = _command(commands, "cancel", "cancel tasks", about, *examples)
+    cancel.add_argument("ids", nargs="+", metavar="ID")
+    _add_door(cancel, json="one line of JSON per task")
+
+
+def _add_dead(commands: "Commands") -> None:
+    about = "What was given up is kept with its payload, reason and history until it is requeued or dropped."
+    examples = ("headrace dead list --code task_quarantined", "headrace dead requeue --model smollm2-135m-instruct")
+    dead = _command(commands, "dead", "list, show, requeue or drop dead letters", about, *examples)
+    actions = dead.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_dead_list(actions)
+    show = _command(actions, "show", "show one", "With what was asked.", "headrace dead show smol.0:1795239861286-0")
+    show.add_argument("id", metavar="ID")
+    _add_door(show, json="one line of JSON")
+    _add_dead_requeue(actions)
+    _add_dead_drop(actions)
+
+
+def _add_dead_list(actions: "Commands") -> None:
+    examples = ("headrace dead list", "headrace dead list --pool smol --limit 1000 --json")
+    listing = _command(actions, "list", "list the newest", "Tasks, and replies that could not be delivered.", *examples)
+    _add_filters(listing)
+    listing.add_argument("--limit", type=_count, default=20, metavar="N", help="how many (20)")
+    _add_door(listing, json="one line of JSON per dead letter")
+
+
+def _add_dead_requeue(actions: "Commands") -> None:
+    about = "Each becomes a new task, which names the dead one in `requeued_from`; a reply is sent once more."
+    examples = ("headrace dead requeue smol.0:1795239861286-0", "headrace dead requeue --code task_quarantined")
+    requeue = _command(actions, "requeue", "have them run again", about, *examples)
+    requeue.add_argument("ids", nargs="*", metavar="ID")
+    _add_filters(requeue)
+    requeue.add_argument("--all", action="store_true", help="whatever there is")
+    _add_door(requeue, json="one line of JSON per ID; by filter, one line in all")
+
+
+def _add_dead_drop(actions: "Commands") -> None:
+    about = "They cannot be brought back."
+    examples = ("headrace dead drop smol.0:1795239861286-0", "headrace dead drop --all --yes")
+    drop = _command(actions, "drop", "drop them", about, *examples)
+    drop.add_argument("ids", nargs="*", metavar="ID")
+    _add_filters(drop)
+    drop.add_argument("--all", action="store_true", help="whatever there is")
+    drop.add_argument("--yes", action="store_true", help="do not ask before dropping by filter")
+    _add_door(drop, json="one line of JSON per ID; by filter, one line in all")
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pool", help="only of this pool")
+    parser.add_argument("--code", help="only with this error code, such as task_quarantined")
+    parser.add_argument("--model", help="only of this model")
 
 
 def _add_door(parser: argparse.ArgumentParser, *, json: str) -> None:

@@ -40,6 +40,11 @@ async def http_door(url: str, *, connections: int = 10) -> AsyncIterator[httpx.A
         raise Failure(f"the connection to {url} broke: {str(error) or type(error).__name__}") from None
 
 
+async def knock(client: httpx.AsyncClient) -> None:
+    """That nobody is there is told at once, and not after the patience that outlasts a restart. Raises: Failure."""
+    read_json(await client.get("/v1/models"))
+
+
 def complaint(response: httpx.Response) -> str:
     """Why the server refused: its own words if it has any."""
     try:

@@ -1,4 +1,4 @@
-"""Tasks as `headrace submit` sends them: shaped for POST /v1/tasks, sent until they are taken, awaited until they end."""
+"""Requests that outlast full backlogs and restarts, and tasks as `headrace submit` shapes, sends and awaits them."""
 
 import asyncio
 import random
@@ -70,29 +70,30 @@ class Sender:
     async def send(self, asked: Asked) -> View:
         """The task as it ended (or as accepted, if not to wait). Raises: Refused, Failure."""
         headers = {"content-type": "application/json"} | ({"idempotency-key": asked.key} if asked.key else {})
-        view = await self._call("POST", "/v1/tasks", content=asked.payload, headers=headers)
+        view = await call(self._client, "POST", "/v1/tasks", content=asked.payload, headers=headers)
         path = f"/v1/tasks/{view['id']}"
         while self._wait and not (has_ended(view) and "created_at_ms" in view):
-            view = await self._call("GET", path, params={"wait": str(WAIT_S)})
+            view = await call(self._client, "GET", path, params={"wait": str(WAIT_S)})
         return view
 
-    async def _call(self, method: str, path: str, **more: Any) -> View:
-        """Again and again, over full backlogs and short outages. Raises: Refused, Failure."""
-        give_up_at_s, pause_s = monotonic_s() + PATIENCE_S, 0.1
-        while True:
-            try:
-                response = await self._client.request(method, path, **more)
-            except httpx.TransportError as error:
-                if monotonic_s() > give_up_at_s:
-                    raise Failure(f"{self._client.base_url} is away: {str(error) or type(error).__name__}") from None
-            else:
-                if response.status_code == 429:
-                    give_up_at_s = monotonic_s() + PATIENCE_S
-                    pause_s = float(response.headers.get("retry-after", FULL_S))
-                elif response.status_code != 503 or monotonic_s() > give_up_at_s:
-                    return _taken(response)
-            await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
-            pause_s = min(2.0, pause_s * 2)
+
+async def call(client: httpx.AsyncClient, method: str, path: str, **more: Any) -> View:
+    """Again and again, over full backlogs and short outages. Raises: Refused, Failure."""
+    give_up_at_s, pause_s = monotonic_s() + PATIENCE_S, 0.1
+    while True:
+        try:
+            response = await client.request(method, path, **more)
+        except httpx.TransportError as error:
+            if monotonic_s() > give_up_at_s:
+                raise Failure(f"{client.base_url} is away: {str(error) or type(error).__name__}") from None
+        else:
+            if response.status_code == 429:
+                give_up_at_s = monotonic_s() + PATIENCE_S
+                pause_s = float(response.headers.get("retry-after", FULL_S))
+            elif response.status_code != 503 or monotonic_s() > give_up_at_s:
+                return _taken(response)
+        await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
+        pause_s = min(2.0, pause_s * 2)
 
 
 def _taken(response: httpx.Response) -> View:

@@ -10,8 +10,9 @@ from typing import TextIO
 
 import msgspec
 
-from services.cli.doors import http_door, read_json
+from services.cli.doors import http_door, knock
 from services.cli.failure import OK, TASK_FAILED, Failure
+from services.cli.progress import show_progress
 from services.cli.requests import Refused, Sender, make_task
 from services.cli.view import View, text_of, to_json
 
@@ -25,7 +26,7 @@ class Tally(msgspec.Struct):
 
 async def run(arguments: argparse.Namespace) -> int:
     async with http_door(arguments.url, connections=arguments.in_flight) as client:
-        read_json(await client.get("/v1/models"))  # that nobody is there is told at once, not after much patience
+        await knock(client)
         sender = Sender(client, wait=not arguments.no_wait)
         if arguments.file is None:
             return await _one(sender, arguments)
@@ -51,7 +52,7 @@ async def _many(sender: Sender, arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         lines = stack.enter_context(open_lines(arguments.file))
         output = stack.enter_context(open_output(arguments.output))
-        step = stack.enter_context(show_progress(arguments.file))
+        step = stack.enter_context(show_progress("tasks", count_lines(arguments.file)))
 
         async def work() -> None:
             for number, line in lines:
@@ -60,7 +61,7 @@ async def _many(sender: Sender, arguments: argparse.Namespace) -> int:
                 tally.failed += failed
                 tally.done += not failed
                 print(to_json({"line": number, **view}), file=output, flush=True)
-                step()
+                step(1)
 
         await _together(work, arguments.in_flight)
     print(f"{tally.done} done, {tally.failed} failed", file=sys.stderr)
@@ -112,28 +113,6 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
         raise Failure(f"{path} cannot be written: {error.strerror}") from None
     with file:
         yield file
-
-
-@contextmanager
-def show_progress(name: str) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal; call what it gives for each line that is settled."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("tasks"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("tasks", total=count_lines(name))
-        yield lambda: progress.advance(bar)
 
 
 def count_lines(name: str) -> int | None:

@@ -8,11 +8,14 @@ from rich.table import Table
 
 from services.cli.doors import http_door, read_json
 from services.cli.failure import OK
-from services.cli.view import View, text_of, to_json
+from services.cli.view import View, has_ended, text_of, to_json
 from shared.clock import now_ms
 
 STYLES = {"completed": "green", "failed": "red", "expired": "red", "cancelled": "yellow", "processing": "cyan"}
-SHOWN = ("id", "status", "model", "route", "lane", "session", "user", "task_id", "attempt", "worker", "finish_reason")
+SHOWN = (
+    *("id", "status", "stop", "model", "route", "lane", "session", "user", "task_id", "requeued_from"),
+    *("attempt", "worker", "failures", "crashes", "finish_reason"),
+)
 
 
 async def run(arguments: argparse.Namespace) -> int:
@@ -68,10 +71,22 @@ def show_one(view: View) -> None:
     ):
         if view.get(at):
             print(f"{name:<14} {duration(created, view[at])}")
+    if (deadline := view.get("deadline_ms")) and not has_ended(view):
+        print(f"{'expires in':<14} {duration(now_ms(), deadline)}")
+    for line in attempts(view):
+        print(f"{'tried':<14} {line}")
     if usage := view.get("usage"):
         print(f"{'tokens':<14} {usage.get('prompt_tokens', 0)} in, {usage.get('completion_tokens', 0)} out")
     if text := text_of(view):
         print(f"\n{text}")
+
+
+def attempts(view: View) -> list[str]:
+    """The attempts that have ended, of a task or a dead letter, a line each."""
+    return [
+        f"{one['attempt']} on {one['worker']}: {one['why']} after {duration(one['started_at_ms'], one['ended_at_ms'])}"
+        for one in view.get("history", [])
+    ]
 
 
 def duration(start_ms: int, end_ms: int) -> str:

@@ -8,11 +8,12 @@ from starlette.types import Message, Receive, Scope, Send
 from services.ingress import metrics
 from shared.errors import (
     BodyTooLarge,
-    BusError,
     BusUnavailable,
+    ConnectionLost,
     ErrorBody,
     HeadraceError,
     InvalidRequest,
+    MemoryFull,
     RequestError,
     WrongKeyType,
 )
@@ -76,19 +77,28 @@ def error_of(error: HeadraceError) -> tuple[int, ErrorBody, Headers]:
             return error.status, error.body, headers
         case WrongKeyType():
             return 500, ErrorBody(message=str(error), type="server_error", code="wrong_key_type"), []
-        case BusUnavailable():
+        case BusUnavailable() | ConnectionLost():
             body = ErrorBody(
-                message="Redis is out of reach; it is not known whether the task was accepted. Send it again with the same "
-                "`task_id`, which makes a repeat harmless.",
+                message="Redis is out of reach; it is not known whether this was done. Send it again: only a task without a "
+                "`task_id` may then be made twice.",
                 type="server_error",
                 code="bus_unavailable",
             )
             return 503, body, [(b"retry-after", b"2")]
-        case BusError() if "OOM" in str(error):
-            message = "Redis is full and accepts no new tasks; waiting ones go on. Try again later."
+        case MemoryFull():
+            message = f"No new tasks are accepted, waiting ones go on: {error}. Try again later."
             return 503, ErrorBody(message=message, type="server_error", code="memory_full"), [(b"retry-after", b"5")]
         case _:
             return 500, ErrorBody(message=str(error), type="server_error", code="internal_error"), []
+
+
+FINAL = frozenset({"task_cancelled", "task_expired", "task_quarantined"})
+"""Codes of ends that the same request would only meet again."""
+
+
+def retry_advice(error: ErrorBody | None) -> Headers:
+    """The header by which clients of the OpenAI API are told not to repeat a request whose status they would repeat."""
+    return [(b"x-should-retry", b"false")] if error is not None and error.code in FINAL else []
 
 
 class Endpoint:

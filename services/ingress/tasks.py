@@ -9,17 +9,17 @@ from starlette.types import Receive, Scope, Send
 from services.ingress import metrics
 from services.ingress.answers import Waiting
 from services.ingress.http import Endpoint, header, query, read_body, respond
-from services.ingress.settings import Settings
 from shared import request
 from shared.bus.client import Bus
 from shared.bus.tail import Tails
+from shared.cancel import Canceller
 from shared.config import Config
 from shared.errors import ErrorBody, InvalidRequest, TaskNotFound
 from shared.ids import place_of
 from shared.keys import ShardKeys, keys_of, shard_keys
 from shared.lifecycle import Lane, State
 from shared.messages import NULL, encode
-from shared.record import FIELDS, Record, parse_record
+from shared.record import FIELDS, Attempt, Record, parse_record
 from shared.request import DEFAULT_TENANT
 from shared.submit import Submitter
 
@@ -37,11 +37,22 @@ class TaskView(Struct, kw_only=True, omit_defaults=True, tag_field="object", tag
     route: str
     lane: Lane
     created_at_ms: int
+    deadline_ms: int = 0
     started_at_ms: int = 0
     first_token_at_ms: int = 0
     finished_at_ms: int = 0
     attempt: int = 0
     worker: str = ""
+    stop: str = ""
+    """`cancelled` or `expired`: the worker has been told to end it so."""
+    failures: int = 0
+    """Attempts that the engine refused or failed, and that count."""
+    crashes: int = 0
+    """Workers and engines that died on it."""
+    history: list[Attempt] = []
+    """The attempts that have ended, in order."""
+    requeued_from: str = ""
+    """The dead task that this one repeats."""
     session: str = ""
     user: str = ""
     task_id: str = ""
@@ -55,13 +66,28 @@ class TaskView(Struct, kw_only=True, omit_defaults=True, tag_field="object", tag
     links: dict[str, str]
 
 
+class Links:
+    """Where a task is found, at this door and at the notifier's."""
+
+    def __init__(self, notifier_url: str) -> None:
+        self._push_url = notifier_url.rstrip("/")
+        self.socket = f"ws{self._push_url.removeprefix('http')}/v1/ws"
+
+    def of(self, task_id: str) -> dict[str, str]:
+        return {
+            "self": f"/v1/tasks/{task_id}",
+            "events": f"{self._push_url}/v1/tasks/{task_id}/events",
+            "ws": self.socket,
+        }
+
+
 class Tasks:
-    def __init__(self, bus: Bus, config: Config, settings: Settings, tails: Tails, submitter: Submitter) -> None:
+    def __init__(self, bus: Bus, config: Config, links: Links, tails: Tails, submitter: Submitter) -> None:
         self._bus, self._config, self._tails, self._submitter = bus, config, tails, submitter
-        self._push_url = settings.notifier_url.rstrip("/")
-        self._socket_url = f"ws{self._push_url.removeprefix('http')}/v1/ws"
+        self._canceller, self._links = Canceller(bus, config), links
         self.submit = Endpoint("/v1/tasks", self._submit)
         self.show = Endpoint("/v1/tasks/{id}", self._show)
+        self.cancel = Endpoint("/v1/tasks/{id}/cancel", self._cancel)
         self.list = Endpoint("/v1/tasks", self._list)
 
     async def _submit(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,9 +103,7 @@ class Tasks:
         submitted = await self._submitter.submit(asked, self._submitter.new_id(asked))
         if submitted.new:
             metrics.SUBMITTED.labels(asked.pool, asked.task.lane).inc()
-        answer = {"id": submitted.id, "object": "task", "status": submitted.state, "links": self._links(submitted.id)}
-        headers = [(b"x-headrace-task", submitted.id.encode()), (b"location", f"/v1/tasks/{submitted.id}".encode())]
-        await respond(send, 202, encode(answer), headers=headers)
+        await respond_accepted(send, submitted.id, submitted.state, self._links)
 
     async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
         task_id = scope["path_params"]["id"]
@@ -93,37 +117,35 @@ class Tasks:
             view.result = await self._result(task_id, record)
         await respond(send, 200, encode(view), headers=[(b"x-headrace-task", task_id.encode())])
 
+    async def _cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """200 with the state after it; 202 for a task that is not here yet, and is not going to run when it comes."""
+        task_id = scope["path_params"]["id"]
+        cancelled = await self._canceller.cancel(task_id)
+        answer = {"id": task_id, "object": "task", "status": cancelled.state, "known": cancelled.known}
+        body = encode({**answer, "links": self._links.of(task_id)})
+        await respond(send, 200 if cancelled.known else 202, body, headers=[(b"x-headrace-task", task_id.encode())])
+
     async def _list(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The newest tasks first, of the tenant or of one session, over all shards."""
         asked = query(scope, {"limit": "20", "session": ""})
-        limit = _limit(asked["limit"])
+        limit = page_limit(asked["limit"])
         session = request.check_name("session", asked["session"])
-        pages = await asyncio.gather(*(self._newest(shard, session, limit) for shard in self._shards()))
+        pages = await asyncio.gather(*(self._newest(shard, session, limit) for shard in shards_of(self._config)))
         newest = sorted((item for page in pages for item in page), reverse=True)[:limit]
         records = await asyncio.gather(*(self._find(task_id) for _, task_id in newest))
         views = [self._view(i, record) for (_, i), record in zip(newest, records, strict=True) if record is not None]
-        await respond(send, 200, encode({"object": "list", "data": views, "links": {"ws": self._socket_url}}))
+        await respond(send, 200, encode({"object": "list", "data": views, "links": {"ws": self._links.socket}}))
 
     # -- parts
 
-    def _links(self, task_id: str) -> dict[str, str]:
-        return {
-            "self": f"/v1/tasks/{task_id}",
-            "events": f"{self._push_url}/v1/tasks/{task_id}/events",
-            "ws": self._socket_url,
-        }
-
-    def _shards(self) -> list[ShardKeys]:
-        return [shard_keys(name, n) for name, pool in self._config.pools.items() for n in range(pool.shards)]
-
     async def _newest(self, shard: ShardKeys, session: str, limit: int) -> list[tuple[float, str]]:
         index = shard.session(session) if session else shard.tenant(DEFAULT_TENANT)
-        found = await self._bus.bulk.call("ZREVRANGE", index, 0, limit - 1, "WITHSCORES")
+        found = await self._bus.read("ZREVRANGE", index, 0, limit - 1, "WITHSCORES")
         return [(float(at_ms), task_id.decode()) for task_id, at_ms in zip(found[::2], found[1::2], strict=True)]
 
     async def _find(self, task_id: str) -> Record | None:
         keys, _ = keys_of(task_id)
-        return parse_record(await self._bus.bulk.call("HMGET", keys.task(task_id), *FIELDS))
+        return parse_record(await self._bus.read("HMGET", keys.task(task_id), *FIELDS))
 
     async def _record(self, task_id: str) -> Record:
         """Raises: InvalidTaskId, TaskNotFound."""
@@ -139,7 +161,7 @@ class Tasks:
         if record.state is not State.COMPLETED:
             return NULL
         keys, _ = keys_of(task_id)
-        result = await self._bus.bulk.call("HGET", keys.task(task_id), "result")
+        result = await self._bus.read("HGET", keys.task(task_id), "result")
         return Raw(result) if result else NULL
 
     def _view(self, task_id: str, record: Record) -> TaskView:
@@ -151,11 +173,17 @@ class Tasks:
             route=task.route,
             lane=task.lane,
             created_at_ms=record.created_at_ms,
+            deadline_ms=record.deadline_ms,
             started_at_ms=record.started_at_ms,
             first_token_at_ms=record.first_token_at_ms,
             finished_at_ms=record.finished_at_ms,
             attempt=record.attempt,
             worker=record.worker,
+            stop=record.stop,
+            failures=record.failures,
+            crashes=record.crashes,
+            history=record.history,
+            requeued_from=task.requeued_from,
             session=task.session,
             user=task.user,
             task_id=task.task_id,
@@ -164,8 +192,18 @@ class Tasks:
             error=finished.error if finished else None,
             context=task.context,
             metadata=task.metadata,
-            links=self._links(task_id),
+            links=self._links.of(task_id),
         )
+
+
+def shards_of(config: Config) -> list[ShardKeys]:
+    return [shard_keys(name, number) for name, pool in config.pools.items() for number in range(pool.shards)]
+
+
+async def respond_accepted(send: Send, task_id: str, state: State, links: Links, **more: str) -> None:
+    answer = {"id": task_id, "object": "task", "status": state, **more, "links": links.of(task_id)}
+    headers = [(b"x-headrace-task", task_id.encode()), (b"location", f"/v1/tasks/{task_id}".encode())]
+    await respond(send, 202, encode(answer), headers=headers)
 
 
 def _seconds(text: str) -> float:
@@ -178,7 +216,7 @@ def _seconds(text: str) -> float:
     return wait_s
 
 
-def _limit(text: str) -> int:
+def page_limit(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= LONGEST_PAGE:
         raise InvalidRequest(f"`limit` is {text[:40]!r}; allowed: 1 to {LONGEST_PAGE}", param="limit")
     return int(text)

@@ -15,6 +15,7 @@ from shared import config, keys
 from shared.bus.client import Bus
 from shared.bus.consume import Consumer
 from shared.bus.tail import Tail, Tails
+from shared.cancel import Canceller
 from shared.ids import new_nonce
 from shared.lifespan import HttpServer, announce_ready, stop_requested
 from shared.origins import origin_pattern
@@ -29,7 +30,7 @@ async def run(settings: Settings) -> None:
     stop = stop_requested()
     deployment = config.load(settings.config)
     replica = f"notifier-{new_nonce()}"
-    async with Bus(settings.redis_url, name=replica) as bus:
+    async with Bus(settings.redis_url, name=replica, safety=deployment) as bus:
         tails = [
             Tail(bus, pool=name, shard=shard, partitions=pool.partitions, replica=replica)
             for name, pool in deployment.pools.items()
@@ -40,16 +41,17 @@ async def run(settings: Settings) -> None:
                      handle=Outbox(bus, tail.keys).on_entries, count=OUTBOX_PER_READ)
             for tail in tails
         ]  # fmt: skip
-        await serve(settings, stop, bus, tails, consumers)
+        sockets = Sockets(bus, Tails(tails), Canceller(bus, deployment), settings, origin_pattern(settings.origins))
+        await serve(settings, stop, bus, sockets, tails, consumers)
 
 
 async def serve(
-    settings: Settings, stop: asyncio.Event, bus: Bus, tails: list[Tail], consumers: list[Consumer]
+    settings: Settings, stop: asyncio.Event, bus: Bus, sockets: Sockets, tails: list[Tail], consumers: list[Consumer]
 ) -> None:
-    sockets = Sockets(bus, Tails(tails), settings, origin_pattern(settings.origins))
     events = Events(bus, Tails(tails), settings.heartbeat_s)
     loops: list[Loop] = [*tails, *consumers]
-    http = HttpServer(build(settings, sockets, events, loops), settings.host, settings.port, websockets=True)
+    http = HttpServer(build(settings, sockets, events, loops), settings.host, settings.port, websockets=True,
+                      drain_s=settings.drain_s)  # fmt: skip
     async with asyncio.TaskGroup() as tasks:
         for loop in loops:
             tasks.create_task(loop.run())

@@ -1,7 +1,7 @@
 """The wire protocol `headrace.v1` (docs/websocket.md): a frame is a JSON array of messages, each an object with `t`."""
 
 from enum import IntEnum
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from msgspec import Raw, Struct
@@ -14,9 +14,12 @@ VERSION = 1
 MAX_MESSAGES = 128
 MAX_FRAME_BYTES = 64 * 1024
 """A frame is closed when it reaches one of the two; a single larger message is a frame of its own."""
-MAX_INBOUND_BYTES = 16 * 1024
+MAX_INBOUND_BYTES = 64 * 1024
+"""A page that comes back names the cursor of each task of its session: 90 bytes each."""
 MAX_SUBSCRIPTIONS = 128
 MAX_BAD_MESSAGES = 20
+MAX_CANCELS = 128
+"""Under way at once, of a connection: while Redis is away they wait here."""
 
 
 class Close(IntEnum):
@@ -56,6 +59,10 @@ class Sub(Inbound, frozen=True, tag="sub"):
 
 class Unsub(Inbound, frozen=True, tag="unsub"):
     id: int
+
+
+class Cancel(Inbound, frozen=True, tag="cancel"):
+    task: str
 
 
 class Ping(Inbound, frozen=True, tag="ping"):
@@ -141,6 +148,9 @@ class Reset(OfTask, tag="reset", kw_only=True):
 
 class Err(Outbound, kw_only=True, tag="err"):
     id: int | None = None
+    """Of the subscription that was refused."""
+    task: str = ""
+    """That could not be cancelled."""
     code: str
     msg: str
 
@@ -159,13 +169,12 @@ class Bye(Outbound, kw_only=True, tag="bye"):
     after_ms: int = 0
 
 
-_inbound: msgspec.json.Decoder[Hello | Sub | Unsub | Ping | Pong] = msgspec.json.Decoder(
-    Hello | Sub | Unsub | Ping | Pong
-)
+Message = Hello | Sub | Unsub | Cancel | Ping | Pong
+_inbound: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 _frame = msgspec.json.Decoder(list[Raw])
 _kind = msgspec.json.Decoder(dict[str, Raw])
 _encode = msgspec.json.Encoder().encode
-KNOWN = {kind.__struct_config__.tag for kind in (Hello, Sub, Unsub, Ping, Pong)}
+KNOWN = {kind.__struct_config__.tag for kind in get_args(Message)}
 
 
 def decode_frame(data: str | bytes) -> list[Raw]:
@@ -173,7 +182,7 @@ def decode_frame(data: str | bytes) -> list[Raw]:
     return _frame.decode(data)
 
 
-def decode_message(data: Raw) -> Hello | Sub | Unsub | Ping | Pong | None:
+def decode_message(data: Raw) -> Message | None:
     """None for a message of a kind we do not know, which is to be ignored. Raises: msgspec.DecodeError."""
     tag = msgspec.json.decode(_kind.decode(data).get("t", NULL))
     if isinstance(tag, str) and tag not in KNOWN:

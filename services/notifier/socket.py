@@ -16,16 +16,17 @@ from msgspec import Raw
 from starlette.types import Receive, Scope, Send
 
 from services.notifier import frames, metrics
-from services.notifier.frames import Bye, Close, Err, Hello, Ping, PingOut, Pong, PongOut, Sub, Unsub, Welcome
+from services.notifier.frames import Bye, Cancel, Close, Err, Hello, Ping, PingOut, Pong, PongOut, Sub, Unsub, Welcome
 from services.notifier.outgoing import Outgoing, TooSlow
 from services.notifier.settings import Settings
 from services.notifier.subscriptions import Followed, SessionFeed, follow_task, refusal
 from shared import request
 from shared.bus.client import Bus
 from shared.bus.tail import Tails
+from shared.cancel import Canceller
 from shared.clock import monotonic_s, now_ms
-from shared.errors import InvalidRequest, InvalidTaskId
-from shared.ids import new_nonce
+from shared.errors import BusError, InvalidRequest, InvalidTaskId
+from shared.ids import new_nonce, place_of
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,11 @@ class Gone(Exception):
 class Sockets:
     """The WebSocket endpoint of a replica, and all its connections."""
 
-    def __init__(self, bus: Bus, tails: Tails, settings: Settings, origins: re.Pattern[str]) -> None:
-        self._bus, self._tails, self._settings, self._origins = bus, tails, settings, origins
+    def __init__(
+        self, bus: Bus, tails: Tails, canceller: Canceller, settings: Settings, origins: re.Pattern[str]
+    ) -> None:
+        self.bus, self.tails, self.canceller, self.settings = bus, tails, canceller, settings
+        self._origins = origins
         self._open: set[Socket] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +68,7 @@ class Sockets:
             log.info("refused a WebSocket from the page %s (HEADRACE_NOTIFIER_ORIGINS)", origin)
             await send({"type": "websocket.close", "code": 1008})
             return
-        socket = Socket(self._bus, self._tails, self._settings, scope, receive, send)
+        socket = Socket(self, scope, receive, send)
         self._open.add(socket)
         metrics.SOCKETS.inc()
         try:
@@ -80,11 +84,13 @@ class Sockets:
 
 
 class Socket:
-    def __init__(self, bus: Bus, tails: Tails, settings: Settings, scope: Scope, receive: Receive, send: Send) -> None:
-        self._bus, self._tails, self._settings = bus, tails, settings
+    def __init__(self, door: Sockets, scope: Scope, receive: Receive, send: Send) -> None:
+        self._bus, self._tails, self._settings = door.bus, door.tails, door.settings
+        self._canceller = door.canceller
         self._scope, self._receive, self._send = scope, receive, send
         self._phase = Phase.GREETING
         self._followed: dict[int, Followed] = {}
+        self._cancels: set[asyncio.Task[None]] = set()
         self._outgoing = Outgoing()
         self._heard_at_s = monotonic_s()
         self._bad_messages = 0
@@ -112,6 +118,7 @@ class Socket:
             self._phase = Phase.CLOSED
         await self._close([self._end.exception() if self._end.done() else None, *results])
         self._end.cancel()
+        await asyncio.gather(*self._cancels)  # a page that says cancel and goes is obeyed
 
     async def _close(self, results: list[BaseException | None]) -> None:
         faults = [fault for fault in results if isinstance(fault, Exception)]
@@ -163,6 +170,8 @@ class Socket:
                 self._on_sub(message)
             case Unsub():
                 self._drop(message.id)
+            case Cancel():
+                self._on_cancel(message)
             case Ping():
                 self._outgoing.push(PongOut(ts=message.ts))
             case Pong() | None:
@@ -213,6 +222,31 @@ class Socket:
         followed = self._followed.pop(id, None)
         if followed is not None:
             followed.close()
+
+    def _on_cancel(self, cancel: Cancel) -> None:
+        """Beside the reading: pongs must be heard while Redis is slow."""
+        if len(self._cancels) >= frames.MAX_CANCELS:
+            message = f"At most {frames.MAX_CANCELS} cancels may be under way; send this one again later."
+            self._outgoing.push(Err(task=cancel.task, code="busy", msg=message))
+            return
+        try:
+            if self._tails.of(place_of(cancel.task)) is None:
+                raise InvalidTaskId(cancel.task)
+        except InvalidTaskId as error:
+            self._complain(Err(task=cancel.task, code="not_found", msg=str(error)))
+            return
+        task = asyncio.create_task(self._cancel(cancel.task))
+        self._cancels.add(task)
+        task.add_done_callback(self._cancels.discard)
+
+    async def _cancel(self, task_id: str) -> None:
+        """Who follows the task is told by its end; no other answer comes, unless it could not be done."""
+        try:
+            await self._canceller.cancel(task_id)
+        except BusError as error:
+            log.warning("cannot cancel %s: %s", task_id, error)
+            message = f"It is not known whether the task was cancelled ({error}). Send it again."
+            self._outgoing.push(Err(task=task_id, code="unavailable", msg=message))
 
     def _complain(self, error: Err) -> None:
         self._bad_messages += 1

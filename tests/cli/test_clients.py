@@ -114,7 +114,18 @@ def test_an_unknown_task_is_told_in_one_line(client: Shell, command: list[str]) 
     assert (done.returncode, done.stderr) == (FAULT, "headrace: 'nope' is not the id of a task.\n")
 
 
-@pytest.mark.parametrize("command", [["ask", "x"], ["submit", "x"], ["tasks"], ["watch", "--session", "x"]])
+GONE = [
+    ["ask", "x"],
+    ["submit", "x"],
+    ["tasks"],
+    ["watch", "--session", "x"],
+    ["cancel", "x"],
+    ["dead", "list"],
+    ["dead", "drop", "--all", "--yes"],
+]
+
+
+@pytest.mark.parametrize("command", GONE)
 def test_a_server_that_is_not_there_is_told_with_the_remedy(tmp_path: Path, command: list[str]) -> None:
     done = Shell(tmp_path).run(*command, "--url", "http://127.0.0.1:1")
     assert done.returncode == FAULT
@@ -142,7 +153,7 @@ def test_wrong_arguments_end_with_their_own_code(tmp_path: Path, arguments: list
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["up", "ask", "submit", "watch", "tasks"])
+@pytest.mark.parametrize("command", ["up", "ask", "submit", "watch", "tasks", "cancel", "dead"])
 def test_help_shows_examples_and_exit_codes(tmp_path: Path, command: str) -> None:
     shown = Shell(tmp_path).run(command, "--help").stdout
     assert f"examples:\n  headrace {command}" in shown

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,20 +17,26 @@ from services.notifier.settings import Settings
 from services.notifier.socket import Sockets
 from shared.bus.client import Bus
 from shared.bus.tail import Tails
+from shared.cancel import Canceller
 from shared.lifespan import HttpServer
 from shared.origins import origin_pattern
 from tests.support import tasks
+from tests.support.redis import Proxy
 from tests.support.tails import tailing
+from tests.support.waiting import wait_until
 
 HELLO = {"t": "hello", "v": 1}
 
 
 @contextlib.asynccontextmanager
-async def serving(bus: Bus, **settings: Any) -> AsyncIterator[tuple[str, Sockets]]:
+async def serving(
+    bus: Bus, *, canceller: Canceller | None = None, **settings: Any
+) -> AsyncIterator[tuple[str, Sockets]]:
     """A notifier's WebSocket door, in this process."""
     async with tailing(bus) as tail:
         chosen = Settings(**settings)
-        sockets = Sockets(bus, Tails([tail]), chosen, origin_pattern(chosen.origins))
+        orders = canceller or Canceller(bus, tasks.CONFIG)
+        sockets = Sockets(bus, Tails([tail]), orders, chosen, origin_pattern(chosen.origins))
         http = HttpServer(Starlette(routes=[WebSocketRoute("/v1/ws", sockets)]), "127.0.0.1", 0, websockets=True)
         await http.start()
         yield f"ws{http.url.removeprefix('http')}/v1/ws", sockets
@@ -160,6 +167,85 @@ async def test_an_unsubscribed_task_is_not_told_of_any_more(bus: Bus) -> None:
         while "live" not in told:
             told += [message["t"] for message in await messages(socket)]
         assert told.count("sync") == 1
+
+
+# -- cancel
+
+
+async def test_a_cancelled_task_ends_for_everyone_who_follows_it(bus: Bus) -> None:
+    task = await tasks.admitted(bus)
+    sub = {"t": "sub", "id": 1, "task": task}
+    async with serving(bus) as (url, _), client(url, HELLO, sub) as follower, client(url, HELLO) as other:
+        await until(follower, "live")
+        await other.send(json.dumps([{"t": "cancel", "task": task}]))
+        end = await until(follower, "fail")
+    assert (end["status"], end["error"]["code"]) == ("cancelled", "task_cancelled")
+
+
+async def test_a_running_task_is_told_to_stop(bus: Bus) -> None:
+    hand = await tasks.running(bus, await tasks.worker(bus))
+    async with serving(bus) as (url, _), client(url, HELLO, {"t": "cancel", "task": hand.id}):
+        await wait_until(partial(has, bus, hand.id, "stop", "cancelled"), "the task is told to stop")
+
+
+async def test_a_page_that_cancels_and_goes_at_once_is_obeyed(bus: Bus) -> None:
+    ids = [await tasks.admitted(bus) for _ in range(20)]
+    async with serving(bus) as (url, _):
+        async with client(url, HELLO, *[{"t": "cancel", "task": task} for task in ids]):
+            pass
+        for task in ids:
+            await wait_until(partial(has, bus, task, "state", "cancelled"), "the task is cancelled")
+
+
+async def test_to_go_or_to_unsubscribe_cancels_nothing(bus: Bus) -> None:
+    task = await tasks.admitted(bus)
+    subs = ({"t": "sub", "id": 1, "task": task}, {"t": "unsub", "id": 1}, {"t": "sub", "id": 1, "task": task})
+    async with serving(bus) as (url, _):
+        async with client(url, HELLO, *subs) as socket:
+            await until(socket, "live")
+    assert (await tasks.fields(bus, task))["state"] == "pending"
+
+
+async def test_what_cannot_be_cancelled_is_told_with_its_name_and_the_connection_goes_on(bus: Bus) -> None:
+    faulty = ({"t": "cancel", "task": "nonsense"}, {"t": "cancel", "task": f"other.0.0.0.{'0' * 26}"}, {"t": "cancel"})
+    async with serving(bus) as (url, _), client(url, HELLO, *faulty, {"t": "ping"}) as socket:
+        _, *refused, pong = await messages(socket)
+        assert [(error["t"], error["code"]) for error in refused[:2]] == [("err", "not_found")] * 2
+        assert [error["task"] for error in refused[:2]] == ["nonsense", f"other.0.0.0.{'0' * 26}"]
+        assert (refused[2]["code"], pong["t"]) == ("bad_request", "pong")
+
+
+async def test_a_task_whose_key_is_not_ours_cannot_be_cancelled_and_that_is_told(bus: Bus) -> None:
+    task = tasks.new_id()
+    await bus.commands.call("SET", tasks.SHARD.task(task), "not ours")
+    async with serving(bus) as (url, _), client(url, HELLO, {"t": "cancel", "task": task}) as socket:
+        error = await until(socket, "err")
+    assert (error["code"], error["task"]) == ("unavailable", task)
+
+
+async def test_cancels_are_bounded_while_redis_is_slow(bus: Bus, redis_url: str) -> None:
+    """They wait in the notifier's memory, so one connection may not have any number of them."""
+    async with Proxy(redis_url) as proxy, Bus(proxy.url, name="slow") as slow:
+        await slow.commands.call("PING")
+        async with serving(bus, canceller=Canceller(slow, tasks.CONFIG)) as (url, _), client(url, HELLO) as socket:
+            proxy.stall()
+            await messages(socket)
+            for _ in range(2):
+                await socket.send(json.dumps([{"t": "cancel", "task": tasks.new_id()} for _ in range(100)]))
+            error = await until(socket, "err")
+            assert error["code"] == "busy"
+            proxy.flow()
+
+
+async def until(socket: ClientConnection, kind: str) -> dict[str, Any]:
+    while True:
+        for message in await messages(socket):
+            if message["t"] == kind:
+                return message
+
+
+async def has(bus: Bus, task: str, field: str, value: str) -> bool:
+    return (await tasks.fields(bus, task)).get(field) == value
 
 
 async def test_a_page_of_another_origin_is_refused_before_it_is_heard(bus: Bus) -> None:

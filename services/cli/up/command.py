@@ -81,7 +81,7 @@ class Up:
         else:
             port = free_port()
             redis_url = f"redis://127.0.0.1:{port}"
-            await deployment.start([own_server(self._home, port, self._plan.environ)])
+            await deployment.start([own_server(self._home, port, self._plan.environ, self._plan.config)])
             starting = deployment.start(self._plan.programs(self._home, redis_url))
             self._replicas, _ = await asyncio.gather(starting, self._check(redis_url))
         ws_url = f"ws://{host_of('notifier', self._plan.environ)}:{self._plan.ports['notifier'][0]}/v1/ws"
@@ -89,7 +89,7 @@ class Up:
         return {"http": http_url, "ws": ws_url, "redis": redis_url}
 
     async def _check(self, redis_url: str) -> None:
-        for warning in await asyncio.to_thread(redis_check.check, redis_url):
+        for warning in await asyncio.to_thread(redis_check.check, redis_url, self._plan.config):
             self._screen.say(f"warning: {warning}")
 
     async def _ask(self, http_url: str, question: str) -> int:

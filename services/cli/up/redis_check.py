@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.cli.failure import Failure
+from shared.bus import check as durability
+from shared.config import Safety
 from shared.settings import mask
 
 OLDEST = (7, 0)
@@ -45,24 +47,34 @@ def parse_version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
 
 
-def check(url: str) -> list[str]:
-    """The warnings about the Redis at `url`. Blocks for a round trip. Raises: Failure if it cannot be used."""
-    info = read_info(url)
-    if found := faults(info):
+def check(url: str, safety: Safety) -> list[str]:
+    """The warnings about the Redis at `url`. Blocks for some round trips. Raises: Failure if it cannot be used."""
+    info, appendfsync, has_waitaof = read_state(url)
+    if found := faults(info) + durability.faults(safety, info, appendfsync, has_waitaof=has_waitaof):
         reasons = "\n".join(f"  - {fault}" for fault in found)
         raise Failure(f"the Redis at {mask(url)} cannot be used:\n{reasons}")
-    return warnings(info)
+    return warnings(info) + durability.warnings(safety, info)
 
 
-def read_info(url: str) -> Info:
-    """Raises: Failure."""
+def read_state(url: str) -> tuple[Info, str, bool]:
+    """INFO, `appendfsync` ('' if it may not be read), and whether there is WAITAOF. Raises: Failure."""
     from redis import Redis, RedisError  # a third of a second, spent while the services start
 
     try:
         with Redis.from_url(url, socket_connect_timeout=CONNECT_S, socket_timeout=CONNECT_S, protocol=2) as client:
-            return dict(client.info())
+            known = client.execute_command("COMMAND LIST", "FILTERBY", "PATTERN", "waitaof")
+            return dict(client.info()), _appendfsync(client), bool(known)
     except (RedisError, OSError, ValueError) as error:
         raise Failure(
             f"no Redis answers at {mask(url)}: {error}\n"
             "Check REDIS_URL (redis://user:password@host:port/0), or unset it: Headrace then starts a Redis of its own."
         ) from None
+
+
+def _appendfsync(client: Any) -> str:
+    from redis import RedisError
+
+    try:
+        return str(client.config_get("appendfsync").get("appendfsync", ""))
+    except RedisError:  # managed servers hide it
+        return ""

