@@ -20,14 +20,12 @@ from shared.ids import new_nonce
 from shared.keys import shard_keys
 from shared.lifespan import HttpServer, announce_ready, stop_requested
 from shared.periodic import Periodic
-from shared.probes import passing, probe_routes
+from shared.probes import Check, passing, probe_routes
 
 log = logging.getLogger(__name__)
 
 CHECK_S = 5.0
 """Between two looks at the engine: a death while idle is noticed by then; one with tasks at once, by the tasks."""
-STALE_ENGINE_S = 60.0
-"""A step of the engine may take long, a prefill on a CPU seconds."""
 READ = 100
 """Entries of one read: a start call's worth."""
 
@@ -46,7 +44,10 @@ async def run(settings: Settings) -> None:
             beat = Heartbeat(bus, owner, engine, worker, model=pool.model, slots=engine.capacity().slots)
             consumer = Consumer(bus, stream=owner.shard.work(owner.worker), group=keys.WORKERS, name=owner.worker,
                                 handle=worker.on_work, count=READ, shared=False)  # fmt: skip
-            await serve(settings, stop, bus, owner, worker, beat, consumer)
+            patience_s = pool.vllm.wedged_s + 2 * CHECK_S  # by then the engine has been found dead
+            checking = Periodic("the engine", CHECK_S, worker.check_engine)
+            healthy = [passing(consumer), passing(checking, stale_s=patience_s), worker.fault]
+            await serve(settings, stop, bus, owner, worker, beat, consumer, checking, healthy)
     finally:
         await engine.stop()
     if worker.died.is_set():
@@ -54,11 +55,18 @@ async def run(settings: Settings) -> None:
 
 
 async def serve(
-    settings: Settings, stop: asyncio.Event, bus: Bus, owner: Owner, worker: Worker, beat: Heartbeat, consumer: Consumer
+    settings: Settings,
+    stop: asyncio.Event,
+    bus: Bus,
+    owner: Owner,
+    worker: Worker,
+    beat: Heartbeat,
+    consumer: Consumer,
+    checking: Periodic,
+    healthy: list[Check],
 ) -> None:
     beating = Periodic("the heartbeat", owner.limits.lease_s / BEATS, beat.beat)
-    checking = Periodic("the engine", CHECK_S, worker.check_engine)
-    probes = probe_routes(passing(consumer), passing(beating), passing(checking, stale_s=STALE_ENGINE_S))
+    probes = probe_routes(passing(beating), *healthy)
     http = HttpServer(Starlette(routes=probes), settings.host, settings.port, drain_s=settings.drain_s)
     await http.start()
     async with asyncio.TaskGroup() as tasks:

@@ -8,6 +8,17 @@ from msgspec import Struct
 from shared.errors import HeadraceError
 
 
+class Chunk(Struct, frozen=True):
+    """One piece of a streamed answer."""
+
+    data: bytes
+    """Payload of one SSE `data:` frame, verbatim; [DONE] is not one."""
+    tokens: tuple[int, ...] = ()
+    """Ids made since the chunk before."""
+    prompt: tuple[int, ...] = ()
+    """Ids of the prompt, with the first chunk only."""
+
+
 class Call(Struct, frozen=True, kw_only=True):
     """One request to an engine."""
 
@@ -18,17 +29,8 @@ class Call(Struct, frozen=True, kw_only=True):
     """The JSON as it came, untouched."""
     priority: int
     """0 interactive, 1 normal, 2 batch."""
-
-
-class Chunk(Struct, frozen=True):
-    """One piece of a streamed answer."""
-
-    data: bytes
-    """Payload of one SSE `data:` frame, verbatim; [DONE] is not one."""
-    tokens: tuple[int, ...] = ()
-    """Ids made since the chunk before."""
-    prompt: tuple[int, ...] = ()
-    """Ids of the prompt, with the first chunk only."""
+    published: tuple[Chunk, ...] = ()
+    """What earlier attempts of the task published of a streamed answer: chunks 1 to n, in order, byte for byte."""
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -53,6 +55,10 @@ class EngineDead(HeadraceError):
     """The engine cannot run anything any more; its tasks must be handed back."""
 
 
+class CannotResume(HeadraceError):
+    """The answer cannot go on behind what is published; a call without `published` answers anew."""
+
+
 class Engine(Protocol):
     name: str
 
@@ -62,7 +68,8 @@ class Engine(Protocol):
     def run(self, call: Call) -> AsyncGenerator[Chunk | Answer, None]:
         """Any number of Chunks (if the engine streamed), then exactly one Answer. Closing it aborts.
 
-        Raises: EngineDead.
+        With `published` the chunks are those that follow, as if one attempt had made all. Raises: EngineDead; CannotResume,
+        and then nothing was yielded.
         """
 
     def capacity(self) -> Capacity: ...

@@ -1,9 +1,19 @@
 """A deterministic engine: it answers with the words of the last user message. It ships, for tests and for load.
 
 Answers and errors have the shape of vLLM's. What it cannot honour it refuses, so a test that passes here means something.
+
+With `faults` a message whose first word is one of these makes trouble instead, for testing clients and retries:
+
+    !exit       this process ends            \
+    !dead       the engine dies               | after the first chunk of every attempt;
+    !hang       the answer never ends         | at once if the answer is not streamed
+    !error      it ends with a 500           /
+    !busy       it is refused with a 429, always
+    !busy-once  the first attempt in this process is refused with a 503
 """
 
 import asyncio
+import os
 import re
 import zlib
 from collections.abc import AsyncGenerator
@@ -12,7 +22,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from services.inference.engine import Answer, Call, Capacity, Chunk
+from services.inference.engine import Answer, Call, CannotResume, Capacity, Chunk, EngineDead
 from shared.clock import now_ms
 from shared.request import CHAT, COMPLETIONS
 
@@ -55,6 +65,10 @@ class Body(Struct):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
+class _Dated(Struct):
+    created: int
+
+
 _bodies = msgspec.json.Decoder(Body)
 _encode = msgspec.json.Encoder().encode
 
@@ -62,8 +76,18 @@ _encode = msgspec.json.Encoder().encode
 class EchoEngine:
     name = "echo"
 
-    def __init__(self, *, model: str, tokens_per_s: float, first_token_ms: int, max_model_len: int, slots: int) -> None:
+    def __init__(
+        self,
+        *,
+        model: str,
+        tokens_per_s: float,
+        first_token_ms: int,
+        max_model_len: int,
+        slots: int,
+        faults: bool = False,
+    ) -> None:
         self._model, self._max_model_len = model, max_model_len
+        self._faults, self._refused, self._dead = faults, set[str](), False
         self._pause_s = 1 / tokens_per_s if tokens_per_s else 0.0
         self._first_s = first_token_ms / 1000
         self._slots, self._running = slots or SLOTS, 0
@@ -75,12 +99,14 @@ class EchoEngine:
         return
 
     async def health(self) -> None:
-        return
+        if self._dead:
+            raise EngineDead("the echo engine was told to die")
 
     def capacity(self) -> Capacity:
         return Capacity(slots=self._slots, running=self._running)
 
     async def run(self, call: Call) -> AsyncGenerator[Chunk | Answer, None]:
+        await self.health()
         self._running += 1
         try:
             reply = self._read(call)
@@ -88,17 +114,44 @@ class EchoEngine:
                 yield reply
                 return
             await _pause(self._first_s)
+            fault = reply.first_word if self._faults else ""
             if not reply.asked.stream:
+                failed = await self._strike(fault)
                 await _pause(self._pause_s * len(reply.words))
-                yield reply.whole()
+                yield failed or reply.whole()
                 return
-            for chunk in reply.chunks():
+            for chunk in reply.following(call.published):
                 yield chunk
+                if failed := await self._strike(fault):
+                    yield failed
+                    return
                 if chunk.tokens:
                     await _pause(self._pause_s)
             yield Answer(status=200, body=b"")
         finally:
             self._running -= 1
+
+    async def _strike(self, fault: str) -> Answer | None:
+        """Raises: EngineDead."""
+        match fault:
+            case "!exit":
+                os._exit(1)
+            case "!dead":
+                self._dead = True
+                await self.health()
+            case "!hang":
+                await asyncio.Event().wait()
+            case "!error":
+                return _refuse(500, "The echo engine was told to fail.", "InternalServerError", None)
+        return None
+
+    def _busy(self, fault: str, task_id: str) -> int:
+        """The status to refuse the task with, or 0."""
+        if fault == "!busy-once" and task_id not in self._refused:
+            self._refused.add(task_id)
+            return 503
+        self._refused.discard(task_id)
+        return 429 if fault == "!busy" else 0
 
     def _read(self, call: Call) -> "_Reply | Answer":
         try:
@@ -111,7 +164,10 @@ class EchoEngine:
             return _refuse(404, message, "NotFoundError", "model")
         if fault := _missing(call.route, asked) or _not_honoured(asked):
             return _refuse(400, *fault)
-        return self._fit(_Reply(call, asked))
+        reply = _Reply(call, asked)
+        if self._faults and (status := self._busy(reply.first_word, call.task_id)):
+            return _refuse(status, "The echo engine was told to be busy.", "OverloadedError", None)
+        return self._fit(reply)
 
     def _fit(self, reply: "_Reply") -> "_Reply | Answer":
         limit, length = reply.asked.limit, reply.prompt_tokens
@@ -140,9 +196,13 @@ class _Reply:
         self._head = {
             "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{call.task_id}",
             "object": "chat.completion.chunk" if self._chat else "text_completion",
-            "created": now_ms() // 1000,
+            "created": _created(call.published[0]) if call.published else now_ms() // 1000,
             "model": asked.model,
         }
+
+    @property
+    def first_word(self) -> str:
+        return self.words[0].strip() if self.words else ""
 
     @property
     def usage(self) -> dict[str, int]:
@@ -171,10 +231,25 @@ class _Reply:
             made.append(Chunk(_encode({**self._head, "choices": [], "usage": self.usage})))
         return made
 
+    def following(self, published: tuple[Chunk, ...]) -> list[Chunk]:
+        """Raises: CannotResume."""
+        made, first = self.chunks(), len(published)
+        if [chunk.data for chunk in made[:first]] != [chunk.data for chunk in published]:
+            raise CannotResume("the chunks published are not those of this answer")
+        return made[first:]
+
     def _frame(self, said: object, reason: str | None) -> bytes:
         name = "delta" if self._chat else "text"
         choice = {"index": 0, name: said, "logprobs": None, "finish_reason": reason}
         return _encode({**self._head, "choices": [choice]})
+
+
+def _created(first: Chunk) -> int:
+    """Raises: CannotResume."""
+    try:
+        return msgspec.json.decode(first.data, type=_Dated).created
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise CannotResume("the first chunk published is none of this engine's") from None
 
 
 async def _pause(seconds: float) -> None:

@@ -2,45 +2,48 @@
 
     run() -> Exchange -> vLLM's FastAPI app -> JournallingEngine -> AsyncLLM -> EngineCore, workers (processes)
 
-The application is the one that `vllm serve` runs, so every route, parameter and error is vLLM's own. The only file that
-imports vllm, and only in start(): the import takes seconds and half a gigabyte.
+The application is the one that `vllm serve` runs, so every route, parameter and error is vLLM's own. Nothing but this file
+and vllm_state.py imports vllm, and only in start(): the import takes seconds and half a gigabyte.
 """
 
 import argparse
 import asyncio
 import contextlib
-import logging
 import multiprocessing
 import os
 from collections.abc import AsyncGenerator, Mapping
+from functools import partial
 from importlib import metadata
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import msgspec
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from services.inference.asgi import Exchange
 from services.inference.engine import Answer, Call, Capacity, Chunk, EngineDead
-from services.inference.journal import Journal, JournallingEngine, journal
+from services.inference.journal import JournallingEngine
 from services.inference.models import resolve
-from services.inference.sse import Frames
+from services.inference.replay import Replay
 from services.inference.vllm_options import defaults, environment, to_flags
+from services.inference.vllm_response import Response
 from shared.config import Scalar
 from shared.errors import ConfigError
 
-log = logging.getLogger(__name__)
-
-WEDGED_S = 300.0
-"""A step loop that answers nothing for so long hangs: no single step, not a long prefill on a CPU, takes a tenth of it."""
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+_TOKENIZERS = ("tokenizer*", "*.model", "vocab*", "tekken.json", "params.json")
 
 
 class VllmEngine:
     name = "vllm"
 
-    def __init__(self, *, model: str, source: str, options: Mapping[str, Scalar], slots: int) -> None:
+    def __init__(
+        self, *, model: str, source: str, options: Mapping[str, Scalar], slots: int, wedged_s: float = 60.0
+    ) -> None:
         self._model, self._source, self._options, self._slots = model, source, options, slots
+        self._wedged_s = wedged_s
+        self._children: list[BaseProcess] = []
         self._tap = _Tap()
         self._inner: Any = None
         self._app: ASGIApp | None = None
@@ -53,7 +56,7 @@ class VllmEngine:
         folder = await asyncio.to_thread(resolve, self._source)
         cores = os.sched_getaffinity(0)
         args = self._arguments(folder)
-        self._inner = self._build(args)
+        self._inner = self._build(args, folder)
         os.sched_setaffinity(0, cores)  # the OpenMP runtime has bound this thread, which only serves
         try:
             tasks = await self._inner.get_supported_tasks()
@@ -68,16 +71,18 @@ class VllmEngine:
         if self._inner is not None:
             inner, self._inner, self._app = self._inner, None, None
             await asyncio.to_thread(inner.shutdown, timeout=0)
+        self._kill_processes()
 
     async def health(self) -> None:
         """A round trip through the engine's step loop; one that hangs is killed. Raises: EngineDead."""
         self._raise_if_dead()
         try:
-            await asyncio.wait_for(self._inner.is_paused(), WEDGED_S)
+            await asyncio.wait_for(self._inner.is_paused(), self._wedged_s)
         except TimeoutError:
-            for process in multiprocessing.active_children():
-                process.kill()
-            raise EngineDead(f"vLLM's step loop has not answered for {WEDGED_S:.0f} s") from None
+            self._kill_processes()
+            raise EngineDead(
+                f"vLLM's step loop has not answered for {self._wedged_s:g} s. Should it only be slow, raise vllm.wedged_s."
+            ) from None
         except Exception as error:
             self._raise_if_dead()
             raise EngineDead(f"vLLM does not answer: {error}") from error
@@ -88,6 +93,11 @@ class VllmEngine:
         tap = self._tap
         return Capacity(slots=self._slots, running=tap.running, waiting=tap.waiting, kv_use=tap.kv_use)
 
+    def _kill_processes(self) -> None:
+        """EngineCore's own children go with it (vllm_plugin.py). One that is stopped cannot be asked."""
+        for process in self._children:
+            process.kill()
+
     def _raise_if_dead(self) -> None:
         if self._inner is None or self._inner.errored:
             raise EngineDead("vLLM's engine process has died")
@@ -96,11 +106,18 @@ class VllmEngine:
 
     async def run(self, call: Call) -> AsyncGenerator[Chunk | Answer, None]:
         self._raise_if_dead()
+        replay = Replay(call) if call.published else None
+        made = self._ask(call, replay)
+        async with contextlib.aclosing(made if replay is None else replay.following(made)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _ask(self, call: Call, replay: Replay | None) -> AsyncGenerator[Chunk | Answer, None]:
         assert self._app is not None
         headers = {"x-request-id": call.task_id}
         if self._by_priority:
             headers["x-vllm-priority"] = str(call.priority)
-        async with contextlib.aclosing(_Response(self._app, call, headers).read()) as pieces:
+        async with contextlib.aclosing(Response(self._app, call, headers, replay).read()) as pieces:
             async for piece in pieces:
                 # vLLM's application words the death of its engine as an answer like any other.
                 if isinstance(piece, Answer) and piece.status >= 500:
@@ -135,7 +152,7 @@ class VllmEngine:
         self._by_priority = args.scheduling_policy == "priority"
         return args
 
-    def _build(self, args: argparse.Namespace) -> Any:
+    def _build(self, args: argparse.Namespace, folder: Path) -> Any:
         """Raises: ConfigError, EngineDead."""
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -143,57 +160,21 @@ class VllmEngine:
         try:
             config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
         except (ValueError, OSError, RuntimeError) as error:
-            raise ConfigError(f"vLLM refuses the model or the options of this pool: {_words(error)}") from error
+            raise ConfigError(f"vLLM refuses the model in {folder}, or the pool's options: {_words(error)}") from error
         # Forked processes need no second import of vLLM: 4 s instead of 17. The line above has forced spawn on a CPU;
         # with CUDA a fork is safe only while this process has not touched the GPU, which vLLM checks itself.
         if _is_cpu_build():
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
         self._slots = self._slots or config.scheduler_config.max_num_seqs
+        before = multiprocessing.active_children()
         try:
             return AsyncLLM.from_vllm_config(config, stat_loggers=[lambda *_: self._tap])
         except Exception as error:
+            if missing := _missing_file(folder):
+                raise ConfigError(missing) from error
             raise EngineDead(f"vLLM did not start; its own log above tells why. {error}") from error
-
-
-class _Response:
-    """What vLLM's application sends for one call: chunks and an answer."""
-
-    def __init__(self, app: ASGIApp, call: Call, headers: Mapping[str, str]) -> None:
-        self._app, self._journal, self._frames = app, Journal(), Frames()
-        self._exchange = Exchange(self._call_app, call.route, call.body, headers, self._take)
-        self._whole: list[bytes] = []
-        self._error = b""
-
-    async def read(self) -> AsyncGenerator[Chunk | Answer, None]:
-        async with contextlib.aclosing(self._exchange.read()) as pieces:
-            async for chunks in pieces:
-                for chunk in chunks:
-                    yield chunk
-        yield self._answer()
-
-    async def _call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        journal.set(self._journal)  # in the task of this call, and in those that vLLM makes from it
-        await self._app(scope, receive, send)
-
-    def _take(self, piece: bytes) -> list[Chunk]:
-        """In the moment of sending, so that the tokens journalled by now are those of this piece."""
-        if not self._exchange.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
-            self._whole.append(piece)
-            return []
-        chunks = []
-        for frame in self._frames.feed(piece):
-            if frame.startswith(b'{"error":'):
-                self._error = frame
-            else:
-                tokens, prompt = self._journal.take()
-                chunks.append(Chunk(frame, tokens, prompt))
-        return chunks
-
-    def _answer(self) -> Answer:
-        if not self._error:
-            return Answer(status=int(self._exchange.status), body=b"".join(self._whole))
-        code = msgspec.json.decode(self._error)["error"].get("code")
-        return Answer(status=code if isinstance(code, int) and code >= 400 else 500, body=self._error)
+        finally:
+            self._children = [child for child in multiprocessing.active_children() if child not in before]
 
 
 class _Tap:
@@ -218,12 +199,26 @@ class _Tap:
 async def _build_app(args: argparse.Namespace, inner: Any, tasks: Any) -> ASGIApp:
     from vllm.entrypoints.openai.api_server import build_app, init_app_state
 
+    from services.inference.vllm_state import RestoredState
+
     app = build_app(args, tasks, inner.model_config)
-    await init_app_state(JournallingEngine(inner), app.state, args, tasks)
+    eos = inner.model_config.try_get_generation_config().get("eos_token_id", [])
+    restore = partial(RestoredState, inner, {eos} if isinstance(eos, int) else set(eos))
+    await init_app_state(JournallingEngine(inner, restore), app.state, args, tasks)
     # Where vLLM's handler of a dead engine asks its server to end.
     app.state.server = SimpleNamespace(should_exit=False)
     ready: ASGIApp = app
     return ready
+
+
+def _missing_file(folder: Path) -> str:
+    for what, patterns in (("weights", _WEIGHTS), ("tokenizer", _TOKENIZERS)):
+        if not any(path for pattern in patterns for path in folder.glob(pattern)):
+            return (
+                f"the checkpoint folder {folder} holds no {what} ({', '.join(patterns)}). Copy the whole checkpoint, "
+                "or name another folder as the source of the pool."
+            )
+    return ""
 
 
 def _is_cpu_build() -> bool:

@@ -71,6 +71,10 @@ class Worker:
             run.parting = why
             run.working.cancel()
 
+    def fault(self) -> str | None:
+        """For the readiness of the service."""
+        return "the engine is dead" if self.died.is_set() else None
+
     async def check_engine(self) -> None:
         """Notice a death that no task has run into."""
         try:

@@ -1,4 +1,4 @@
-"""When leases may be acted on.
+"""When leases may be acted on: those of workers, and those of clients that wait.
 
 A lease lapses because its holder is silent, or because nobody could be heard: Redis was away, stopped, or its clock was set.
 Then every lease lapses at once, and taking all tasks back would run all of them twice. So after such a time the holders are

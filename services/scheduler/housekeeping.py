@@ -13,6 +13,7 @@ from shared.config import Limits
 from shared.errors import CommandRefused
 from shared.keys import ShardKeys
 from shared.lifecycle import Lane
+from shared.submit import ATTACHED_MS
 
 log = logging.getLogger(__name__)
 
@@ -26,16 +27,17 @@ class Housekeeping:
         self._bus, self._shard, self._limits, self._intake = bus, shard, limits, intake
         self._buses = [shard.bus(partition) for partition in range(partitions)]
         self._labels = (shard.pool, str(shard.shard))
-        self._grace, self._repair = Grace(limits.lease_s), Repair(bus, shard, limits)
+        self._workers_grace, self._waiters_grace = Grace(limits.lease_s), Grace(ATTACHED_MS / 1000)
+        self._repair = Repair(bus, shard, limits)
 
     async def tidy(self) -> None:
         """One pass. Raises: BusError."""
         seconds, microseconds = await self._bus.commands.call("TIME")
         now_s = int(seconds) + int(microseconds) / 1e6
-        if self._grace.is_over(now_s, INTERVAL_S):
+        if self._workers_grace.is_over(now_s, INTERVAL_S):
             await self._reap()
             await self._repair.look()
-        await self._pass_time()
+        await self._pass_time(waiters=self._waiters_grace.is_over(now_s, INTERVAL_S))
         await self._intake.dispatch()
         await self._remove_readers(int(now_s * 1000))
         await self._trim(int(now_s * 1000))
@@ -50,8 +52,8 @@ class Housekeeping:
             log.warning("%s: took back %d running and %d unstarted tasks, removed %d silent workers",
                         self._shard.tag, reaped.running, reaped.unstarted, reaped.workers)  # fmt: skip
 
-    async def _pass_time(self) -> None:
-        passed = await due(self._bus, self._shard, self._limits)
+    async def _pass_time(self, *, waiters: bool) -> None:
+        passed = await due(self._bus, self._shard, self._limits, waiters=waiters)
         for what in ("expired", "cancelled", "told", "back"):
             metrics.DUE.labels(*self._labels, what).inc(getattr(passed, what))
 

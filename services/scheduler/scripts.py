@@ -73,9 +73,9 @@ async def reap(bus: Bus, shard: ShardKeys, limits: Limits, most: int = MAX_ITEMS
     return Reaped(*await bus.run(REAP, keys, [*limits.kept(shard.base), most, limits.lease_ms, limits.crashes]))
 
 
-async def due(bus: Bus, shard: ShardKeys, limits: Limits, most: int = MAX_ITEMS) -> Due:
+async def due(bus: Bus, shard: ShardKeys, limits: Limits, most: int = MAX_ITEMS, *, waiters: bool = True) -> Due:
     keys = [shard.expiry, shard.attached, shard.later]
-    return Due(*await bus.run(DUE, keys, [*limits.kept(shard.base), most]))
+    return Due(*await bus.run(DUE, keys, [*limits.kept(shard.base), most, int(waiters)]))
 
 
 async def repair(bus: Bus, shard: ShardKeys, limits: Limits, looks: Sequence[Look]) -> list[str]:

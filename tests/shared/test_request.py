@@ -148,6 +148,7 @@ ENVELOPE: dict[str, Any] = {"body": {"model": "m"}}
         (ENVELOPE | {"task_id": "x\n"}, "task_id", "`task_id` is"),
         (ENVELOPE | {"task_id": 7}, "task_id", "`task_id`: Expected `str`, got `int`"),
         (ENVELOPE | {"metadata": []}, "metadata", "`metadata`: Expected `object | null`, got `array`"),
+        (ENVELOPE | {"expires_in": "5"}, "expires_in", "`expires_in`: Expected `float | null`, got `str`"),
     ],
 )
 def test_bad_envelope_is_refused_with_param_and_reason(fields: dict[str, Any], param: str, message: str) -> None:
@@ -232,6 +233,41 @@ def test_model_may_be_left_out_only_where_there_is_one() -> None:
         from_json(TWO, json(input_text="x"))
     assert caught.value.param == "model"
     assert from_json(TWO, json(input_text="x", model="n")).pool == "b"
+
+
+# -- deadlines
+
+
+@pytest.mark.parametrize("value", [5, 0.5, 86_400])
+def test_a_task_may_say_for_how_long_it_is_worth_something(value: float) -> None:
+    assert from_json(CONFIG, json(**ENVELOPE, expires_in=value)).task.expires_in_s == value
+    assert from_json(CONFIG, json(input_text="x", expires_in=value)).task.expires_in_s == value
+    assert from_fields(CONFIG, {"input_text": "x", "expires_in": str(value)}).task.expires_in_s == value
+
+
+def test_a_task_that_does_not_say_so_has_the_deadline_of_the_deployment() -> None:
+    assert from_json(CONFIG, json(**ENVELOPE)).task.expires_in_s == 0
+    assert from_json(CONFIG, json(**ENVELOPE, expires_in=None)).task.expires_in_s == 0
+    assert from_openai(CONFIG, CHAT, b'{"model":"m"}').task.expires_in_s == 0
+
+
+@pytest.mark.parametrize("value", [0, -1, 86_400.5, 1e300])
+def test_a_deadline_outside_the_limit_is_refused_with_value_and_limit(value: float) -> None:
+    for fields in (ENVELOPE, {"input_text": "x"}):
+        with pytest.raises(InvalidRequest) as caught:
+            from_json(CONFIG, json(**fields, expires_in=value))
+        assert caught.value.param == "expires_in"
+        assert str(caught.value) == (
+            f"`expires_in` is {float(value)}; allowed: above 0, at most 86400 seconds (limits.waiting_s)"
+        )
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-5", "0", "soon", "5s", ""])
+def test_a_flat_field_that_is_no_duration_is_refused(text: str) -> None:
+    """Not-a-number is neither below nor above any limit: compared the other way round, it was a deadline."""
+    with pytest.raises(InvalidRequest) as caught:
+        from_fields(CONFIG, {"input_text": "x", "expires_in": text})
+    assert caught.value.param == "expires_in"
 
 
 # -- flat fields of the stream

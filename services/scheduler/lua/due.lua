@@ -1,12 +1,13 @@
 #!lua flags=allow-oom
 -- due: what time itself does. Deadlines pass, waiters have gone, retries are due.
 -- KEYS     expiry, attached, later
--- ARGV     base of the shard's keys, results kept (ms), log kept (ms), most tasks of each kind
+-- ARGV     base of the shard's keys, results kept (ms), log kept (ms), most tasks of each kind,
+--          0 = not the waiters: nobody could renew their leases of late
 -- RETURNS  {tasks expired, tasks cancelled, running tasks whose workers were told to stop, retries put back}
 -- INVARIANT a waiting task ends here; a running one is ended by its worker, or when its lease is lost.
 -- The task keys are computed: they are known only here, and share the shard's hash tag.
 local expiry, attached, later = KEYS[1], KEYS[2], KEYS[3]
-local base, kept_ms, log_kept_ms, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local base, kept_ms, log_kept_ms, most, waiters = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] ~= '0'
 
 -- USES clock, types, task
 
@@ -35,7 +36,8 @@ end
 
 check_shard()
 local expired, told_expired = stop_due(expiry, 'expired')
-local cancelled, told_cancelled = stop_due(attached, 'cancelled')
+local cancelled, told_cancelled = 0, 0
+if waiters then cancelled, told_cancelled = stop_due(attached, 'cancelled') end
 local back = 0
 for _, id in ipairs(due(later)) do
   redis.call('ZREM', later, id)

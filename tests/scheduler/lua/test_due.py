@@ -172,3 +172,10 @@ async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str) ->
     await lapse(bus, SHARD.expiry, await tasks.admitted(bus))
     await lapse(bus, SHARD.later, await later(bus))
     await assert_refused_whole(bus, key, lambda: due(bus, SHARD, LIMITS))
+
+
+async def test_waiters_that_nobody_could_hear_are_left_alone(bus: Bus) -> None:
+    id = await attached(bus)
+    await lapse(bus, SHARD.attached, id)
+    assert await due(bus, SHARD, LIMITS, waiters=False) == NOTHING
+    assert await due(bus, SHARD, LIMITS) == Due(0, 1, 0, 0)
