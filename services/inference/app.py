@@ -20,7 +20,7 @@ from shared.ids import new_nonce
 from shared.keys import shard_keys
 from shared.lifespan import HttpServer, announce_ready, stop_requested
 from shared.periodic import Periodic
-from shared.probes import Check, passing, probe_routes
+from shared.probes import Check, Loop, passing, probe_routes
 
 log = logging.getLogger(__name__)
 
@@ -40,70 +40,63 @@ async def run(settings: Settings) -> None:
     owner = Owner(shard_keys(name, settings.shard), f"worker-{new_nonce()}", new_nonce(), deployment.limits)
     try:
         async with Bus(settings.redis_url, name=owner.worker, safety=deployment) as bus:
-            worker = Worker(bus, owner, engine)
-            beat = Heartbeat(bus, owner, engine, worker, model=pool.model, slots=engine.capacity().slots)
-            consumer = Consumer(bus, stream=owner.shard.work(owner.worker), group=keys.WORKERS, name=owner.worker,
-                                handle=worker.on_work, count=READ, shared=False)  # fmt: skip
-            patience_s = pool.vllm.wedged_s + 2 * CHECK_S  # by then the engine has been found dead
-            checking = Periodic("the engine", CHECK_S, worker.check_engine)
-            healthy = [passing(consumer), passing(checking, stale_s=patience_s), worker.fault]
-            await serve(settings, stop, bus, owner, worker, beat, consumer, checking, healthy)
+            service = Service(bus, owner, engine, pool, drain_s=settings.drain_s)
+            await service.serve(settings, stop)
     finally:
         await engine.stop()
-    if worker.died.is_set():
+    if service.worker.died.is_set():
         raise HeadraceError("the engine died; its tasks were handed back")
 
 
-async def serve(
-    settings: Settings,
-    stop: asyncio.Event,
-    bus: Bus,
-    owner: Owner,
-    worker: Worker,
-    beat: Heartbeat,
-    consumer: Consumer,
-    checking: Periodic,
-    healthy: list[Check],
-) -> None:
-    beating = Periodic("the heartbeat", owner.limits.lease_s / BEATS, beat.beat)
-    probes = probe_routes(passing(beating), *healthy)
-    http = HttpServer(Starlette(routes=probes), settings.host, settings.port, drain_s=settings.drain_s)
-    await http.start()
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(beating.run())
-        checked = tasks.create_task(checking.run())
-        while beating.last_pass_s is None and not stop.is_set():
-            await asyncio.sleep(0.01)
-        reading = tasks.create_task(consumer.run())
-        while consumer.last_pass_s is None and not stop.is_set():
-            await asyncio.sleep(0.01)
-        announce_ready(settings, "inference", http.url)
-        await first_of(stop, worker.died)
-        checked.cancel()  # it may be waiting for an engine that hangs
-        await leave(bus, owner, worker, beat, consumer, reading, drain_s=settings.drain_s)
-        await beating.stop()
-    handed_back = await retire(bus, owner, running=True)
-    log.info("stopped; %d tasks handed back", handed_back.handed_back)
-    await http.stop()
+class Service:
+    """A worker with all that keeps it going."""
+
+    def __init__(self, bus: Bus, owner: Owner, engine: Engine, pool: Pool, *, drain_s: float) -> None:
+        self._bus, self._owner, self._drain_s = bus, owner, drain_s
+        self.worker = Worker(bus, owner, engine)
+        self._beat = Heartbeat(bus, owner, engine, self.worker, model=pool.model, slots=engine.capacity().slots)
+        self._beating = Periodic("the heartbeat", owner.limits.lease_s / BEATS, self._beat.beat)
+        self._checking = Periodic("the engine", CHECK_S, self.worker.check_engine)
+        self._consumer = Consumer(bus, stream=owner.shard.work(owner.worker), group=keys.WORKERS, name=owner.worker,
+                                  handle=self.worker.on_work, count=READ, shared=False)  # fmt: skip
+        found_dead_s = pool.vllm.wedged_s + 2 * CHECK_S
+        self._checks: list[Check] = [
+            passing(self._beating), passing(self._consumer), passing(self._checking, stale_s=found_dead_s),
+            self.worker.fault,
+        ]  # fmt: skip
+
+    async def serve(self, settings: Settings, stop: asyncio.Event) -> None:
+        probes = Starlette(routes=probe_routes(*self._checks))
+        http = HttpServer(probes, settings.host, settings.port, drain_s=self._drain_s)
+        await http.start()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._beating.run())
+            checked = tasks.create_task(self._checking.run())
+            await _first_pass(self._beating, stop)
+            reading = tasks.create_task(self._consumer.run())
+            await _first_pass(self._consumer, stop)
+            announce_ready(settings, "inference", http.url)
+            await first_of(stop, self.worker.died)
+            checked.cancel()  # it may be waiting for an engine that hangs
+            await self._leave(reading)
+            await self._beating.stop()
+        handed_back = await retire(self._bus, self._owner, running=True)
+        log.info("stopped; %d tasks handed back", handed_back.handed_back)
+        await http.stop()
+
+    async def _leave(self, reading: asyncio.Task[None]) -> None:
+        """Take nothing new, hand back what has not started, finish what runs, within the time to drain."""
+        self._beat.slots = 0
+        await self._consumer.stop()
+        await reading
+        await retire(self._bus, self._owner, running=False)
+        await self._beat.beat()
+        await self.worker.drain(0 if self.worker.died.is_set() else self._drain_s)
 
 
-async def leave(
-    bus: Bus,
-    owner: Owner,
-    worker: Worker,
-    beat: Heartbeat,
-    consumer: Consumer,
-    reading: asyncio.Task[None],
-    *,
-    drain_s: float,
-) -> None:
-    """Take nothing new, hand back what has not started, finish what runs."""
-    beat.slots = 0
-    await consumer.stop()
-    await reading
-    await retire(bus, owner, running=False)
-    await beat.beat()
-    await worker.drain(0 if worker.died.is_set() else drain_s)
+async def _first_pass(loop: Loop, stop: asyncio.Event) -> None:
+    while loop.last_pass_s is None and not stop.is_set():
+        await asyncio.sleep(0.01)
 
 
 async def first_of(*events: asyncio.Event) -> None:
