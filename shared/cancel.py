@@ -70,4 +70,4 @@ async def cancel(bus: Bus, shard: ShardKeys, limits: Limits, ids: Sequence[str])
     """The twin of cancel.lua: one verdict per task."""
     keys = [shard.task(id) for id in ids]
     args = [*limits.kept(shard.base), limits.keys_kept_ms, *ids]
-    return [str(verdict, "utf-8") for verdict in await bus.run(CANCEL, keys, args)]
+    return [str(verdict, "utf-8") for verdict in await bus.run(CANCEL, keys, args, durable=True)]

@@ -5,15 +5,19 @@ HeadraceError
     InvalidRequest        400  a field is missing, wrong or unknown
     InvalidTaskId         404  not an id of ours
     TaskNotFound          404  unknown, or its result has expired
+    DeadLetterNotFound    404  unknown, dropped, or requeued
     ModelNotFound         404  no pool serves the model
     IdempotencyConflict   409  the same key with another body
     BodyTooLarge          413
     BacklogFull           429  the shard accepts no more waiting tasks
   BusError                Redis, translated at one boundary (shared/bus/connection.py)
     BusUnavailable        no connection, or no answer in time; nothing is known of the command
+      NotConfirmed        written, but in fewer places than the durability in force asks for
     ConnectionLost        the connection broke with the command in flight; it may have run
-    WrongKeyType          a key holds another Redis type than it must
     CommandRefused        Redis answered with an error
+      WrongKeyType        a key holds another Redis type than it must
+      MemoryFull          no room for new tasks; what waits and runs goes on
+      ClusterRedirect     the key lives on another node of a cluster, where we do not follow
   IllegalTransition       a state that cannot follow
   ConfigError             every fault of the configuration at once
 """
@@ -69,6 +73,13 @@ class TaskNotFound(RequestError):
         super().__init__(f"The task {task_id} does not exist, or its result has expired.", param="id")
 
 
+class DeadLetterNotFound(RequestError):
+    status, code = 404, "dead_letter_not_found"
+
+    def __init__(self, letter: str) -> None:
+        super().__init__(f"There is no dead letter {letter[:80]!r}; it may have been requeued or dropped.", param="id")
+
+
 class ModelNotFound(RequestError):
     status, code, type = 404, "model_not_found", "NotFoundError"
 
@@ -106,6 +117,10 @@ class BusUnavailable(BusError):
     pass
 
 
+class NotConfirmed(BusUnavailable):
+    pass
+
+
 class ConnectionLost(BusError):
     pass
 
@@ -115,6 +130,14 @@ class CommandRefused(BusError):
 
 
 class WrongKeyType(CommandRefused):
+    pass
+
+
+class MemoryFull(CommandRefused):
+    pass
+
+
+class ClusterRedirect(CommandRefused):
     pass
 
 

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Calls `work` at once and then every `interval_s`, until `stop`. Redis errors are waited out."""
+    """Calls `work` at once and then every `interval_s`, until `stop`. Errors are told and waited out."""
 
     def __init__(self, name: str, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
         self.name = name
@@ -25,9 +25,9 @@ class Periodic:
             try:
                 await self._work()
                 self.last_pass_s, self.fault = monotonic_s(), None
-            except BusError as error:
+            except Exception as error:  # noqa: BLE001 - a bug in the work must not end the loop
                 self.fault = f"{self.name}: {error}"
-                log.warning("%s", self.fault)
+                (log.warning if isinstance(error, BusError) else log.exception)("%s", self.fault)
             try:
                 await asyncio.wait_for(self._stopping.wait(), self._interval_s)
             except TimeoutError:

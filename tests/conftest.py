@@ -4,18 +4,32 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from hypothesis import settings
 
 from shared.bus.client import Bus
 from tests.support import redis
+
+settings.register_profile("deep", max_examples=2000, stateful_step_count=100, deadline=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "keeps_keys: leaves keys in Redis that break the rules about what may be left")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What depends on a script runs on each version of Redis, unless the one to use was given."""
+    node = metafunc.definition
+    everywhere = node.get_closest_marker("redis_versions") is not None or node.path.parent.name == "lua"
+    if everywhere and "redis_url" in metafunc.fixturenames and redis.given_url() is None:
+        metafunc.parametrize("redis_url", redis.VERSIONS, indirect=True, scope="session")
+
+
 @pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    with redis.redis_server() as url:
+def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    version = getattr(request, "param", None)
+    if version is not None and version not in redis.servers():
+        pytest.skip(f"no redis-server {version} here (deploy/setup.py says why); found: {', '.join(redis.servers())}")
+    with redis.redis_server(redis.servers()[version] if version else None) as url:
         yield url
 
 

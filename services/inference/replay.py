@@ -6,13 +6,13 @@ that follow are the continuation. Whatever does not come out as published is a C
 """
 
 import contextlib
-import re
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from services.inference.continuing import CREATED, dated, same
 from services.inference.engine import Answer, Call, CannotResume, Chunk
 from shared.request import CHAT, COMPLETIONS
 
@@ -25,8 +25,6 @@ EXACT = {
 """Sampling parameters whose effect on a token depends on all tokens before it alike, or on none. The others know where the
 prompt ended (presence and frequency penalty, min_tokens, bad_words, thinking_token_budget, repetition_detection), keep a
 state of their own (seed, structured_outputs, extra_args), or ask for more than one answer (n, prompt_logprobs)."""
-
-_CREATED = re.compile(rb'"created":\d+')
 
 
 class _Body(Struct):
@@ -49,7 +47,6 @@ class Replay:
         self.refusal = ""
         """Why the engine did not go on, where it found a reason."""
         self._published = call.published
-        self._created = _CREATED.findall(call.published[0].data)[0]
 
     @property
     def tokens(self) -> list[int]:
@@ -65,10 +62,9 @@ class Replay:
                         raise CannotResume(self.refusal or f"answered {piece.status} before the last published chunk")
                     yield piece
                     continue
-                made = Chunk(_CREATED.sub(self._created, piece.data, count=1), piece.tokens, piece.prompt)
                 if not waiting:
-                    yield made
-                elif not _same(waiting.pop(), made):
+                    yield dated(piece, self._published[0])
+                elif not same(waiting.pop(), piece):
                     raise CannotResume(self.refusal or "the tokens published do not make the chunks published")
 
 
@@ -92,33 +88,10 @@ def _unreplayable_call(call: Call) -> str:
         return "echo"
     if isinstance(body.prompt, list) and len(body.prompt) > 1 and not isinstance(body.prompt[0], int):
         return "several prompts"
-    if not _CREATED.search(call.published[0].data):
+    if not CREATED.search(call.published[0].data):
         return "the first chunk published is none of vLLM's"
     if not call.published[0].prompt:
         return "the ids of the prompt were not published"
     if not any(chunk.tokens for chunk in call.published):
         return "no token ids were published"
     return ""
-
-
-def _same(published: Chunk, made: Chunk) -> bool:
-    if published.tokens != made.tokens:
-        return False
-    return published.data == made.data or _bare(published.data) == _bare(made.data)
-
-
-def _bare(data: bytes) -> Any:
-    """Without what two engines tell differently of the same tokens: ids of tool calls are drawn, and log probabilities are
-    not computed again for what is dropped."""
-    try:
-        frame = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return data
-    for name in ("system_fingerprint", "metrics"):
-        frame.pop(name, None)
-    (frame.get("usage") or {}).pop("prompt_tokens_details", None)
-    for choice in frame.get("choices", ()):
-        choice.pop("logprobs", None)
-        for call in (choice.get("delta") or {}).get("tool_calls") or ():
-            call.pop("id", None)
-    return frame

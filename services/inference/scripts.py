@@ -187,7 +187,7 @@ async def release(bus: Bus, owner: Owner, items: Sequence[Release]) -> list[str]
         keys += _task_keys(shard, item.id)
         args += (item.id, item.epoch, item.entry, item.first, item.last, item.chunks, item.journal)
         args += (item.charge, item.why, item.share, item.status, item.result, item.finished)
-    return [verdict.decode() for verdict in await bus.run(RELEASE, keys, args, patience_s=PATIENCE_S)]
+    return [verdict.decode() for verdict in await bus.run(RELEASE, keys, args, patience_s=PATIENCE_S, durable=True)]
 
 
 async def retire(bus: Bus, owner: Owner, *, running: bool) -> Retired:

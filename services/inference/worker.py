@@ -15,12 +15,13 @@ Rejected: acknowledging after finish in a call of its own (a crash between the t
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 import msgspec
 
 from services.inference import metrics
+from services.inference.continuing import Base, going_on, made_anew
 from services.inference.emitter import Emitter
 from services.inference.ending import RETRIED, Conclusion, conclude, ending, failure, parting, setback, untouched
 from services.inference.engine import Answer, Call, CannotResume, Chunk, Engine, EngineDead
@@ -193,26 +194,33 @@ class Worker:
     async def _generate(self, run: Run) -> Answer:
         if not run.based:
             await restore(self._bus, self._owner, run)
+        if run.based:
+            return await self._take(run, self._ask(run))
+        published = tuple(run.chunks)
         try:
-            return await self._ask_engine(run)
+            return await self._take(run, going_on(self._ask(run, published), published))
         except CannotResume as error:
-            log.info("%s starts over: %s", run.id, error)
-            await tell(self._bus, self._owner, run, behind=())
-            return await self._ask_engine(run)
+            log.info("%s is made anew: %s", run.id, error)
+            return await self._take(run, made_anew(self._ask(run), published))
 
-    async def _ask_engine(self, run: Run) -> Answer:
-        task, behind = run.task, tuple(run.chunks)
-        call = Call(task_id=run.id, route=task.route, body=run.body, priority=task.lane.priority, published=behind)
+    def _ask(self, run: Run, published: tuple[Chunk, ...] = ()) -> AsyncGenerator[Chunk | Answer, None]:
+        priority = run.task.lane.priority
+        call = Call(task_id=run.id, route=run.task.route, body=run.body, priority=priority, published=published)
+        return self._engine.run(call)
+
+    async def _take(self, run: Run, pieces: AsyncGenerator[Chunk | Answer | Base, None]) -> Answer:
+        """Publish what comes, until the answer. Raises: EngineDead, CannotResume, Fenced, BusError."""
         answer = failure("The engine ended without an answer.")
         try:
-            async with contextlib.aclosing(self._engine.run(call)) as pieces:
-                async for made in pieces:
-                    if not run.based:
-                        await tell(self._bus, self._owner, run, behind=behind)
-                    if isinstance(made, Answer):
-                        answer = made
-                    else:
-                        self._on_chunk(run, made)
+            async with contextlib.aclosing(pieces):
+                async for piece in pieces:
+                    match piece:
+                        case Chunk():
+                            self._on_chunk(run, piece)
+                        case Answer():
+                            answer = piece
+                        case Base():
+                            await tell(self._bus, self._owner, run, behind=piece.chunks)
         except (EngineDead, CannotResume, Fenced, BusError):
             raise
         except Exception as error:

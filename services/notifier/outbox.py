@@ -12,14 +12,16 @@ from msgspec import Raw
 
 from services.notifier import metrics
 from shared.bus.client import Bus
-from shared.bus.consume import Entry
+from shared.bus.connection import Arg
+from shared.bus.consume import Entry, settle
+from shared.bus.streams import append
 from shared.chunks import first_text
 from shared.errors import BusError, HeadraceError, WrongKeyType
 from shared.keys import ShardKeys
 from shared.lifecycle import State
 from shared.messages import NULL, Reply
 from shared.record import FIELDS, Record, parse_record
-from shared.replies import reply_command
+from shared.replies import send_reply
 
 log = logging.getLogger(__name__)
 
@@ -32,40 +34,37 @@ class Outbox:
         self._bus, self._shard = bus, shard
 
     async def on_entries(self, entries: list[Entry]) -> Sequence[bytes]:
-        """Answers the entries that are dealt with; those that Redis kept us from come again."""
-        done = await asyncio.gather(*(self._reply(entry) for entry in entries))
-        return [entry.id for entry, dealt_with in zip(entries, done, strict=True) if dealt_with]
+        """Raises: Unfinished, if Redis is out of reach."""
+        return settle(entries, await asyncio.gather(*(self._reply(entry) for entry in entries)))
 
-    async def _reply(self, entry: Entry) -> bool:
+    async def _reply(self, entry: Entry) -> BusError | None:
+        """What kept us from it."""
         task_id = entry.fields.get(b"t", b"").decode()
         try:
             values = await self._bus.bulk.call("HMGET", self._shard.task(task_id), *FIELDS, "result")
             record = parse_record(values[:-1])
             if record is None or not record.task.reply_to:
                 metrics.REPLIES.labels("expired").inc()
-                return True
-            await self._bus.commands.call(*reply_command(record.task.reply_to, make_reply(task_id, record, values[-1])))
+                return None
+            await send_reply(self._bus, record.task.reply_to, make_reply(task_id, record, values[-1]))
             metrics.REPLIES.labels("sent").inc()
         except WrongKeyType as error:
-            return await self._bury(entry, task_id, f"the reply stream holds a type that is not a stream: {error}")
+            return await self._bury(task_id, f"the reply stream holds a type that is not a stream: {error}")
         except BusError as error:
-            log.warning("the reply of %s must wait: %s", task_id, error)
-            return False
+            return error
         except HeadraceError as error:
-            return await self._bury(entry, task_id, str(error))
-        return True
+            return await self._bury(task_id, str(error))
+        return None
 
-    async def _bury(self, entry: Entry, task_id: str, reason: str) -> bool:
+    async def _bury(self, task_id: str, reason: str) -> BusError | None:
         log.error("the reply of %s cannot be delivered: %s", task_id, reason)
         metrics.REPLIES.labels("dead").inc()
         try:
-            await self._bus.commands.call(
-                *("XADD", self._shard.dead, "MAXLEN", "~", DEAD_KEPT, "*", "t", task_id, "reason", reason)
-            )
+            letter: dict[Arg, Arg] = {"k": "reply", "t": task_id, "code": "reply_undeliverable", "reason": reason}
+            await append(self._bus, self._shard.dead, letter, most_kept=DEAD_KEPT)
         except BusError as error:
-            log.error("the dead letter of %s must wait: %s", task_id, error)
-            return False
-        return True
+            return error
+        return None
 
 
 def make_reply(task_id: str, record: Record, result: bytes | None) -> Reply:

@@ -18,7 +18,7 @@ from services.scheduler import metrics
 from shared import keys, request
 from shared.bus.client import Bus
 from shared.bus.connection import Arg
-from shared.bus.consume import Entry, Unfinished
+from shared.bus.consume import Entry, settle
 from shared.bus.streams import append
 from shared.cancel import Canceller
 from shared.clock import now_ms
@@ -44,25 +44,21 @@ class Front:
         self._canceller = Canceller(bus, config)
 
     async def on_entries(self, entries: list[Entry]) -> Sequence[bytes]:
-        """Raises: Unfinished, if Redis kept us from some."""
-        dealt_with = await asyncio.gather(*(self._take(entry) for entry in entries))
-        done = [entry.id for entry, is_done in zip(entries, dealt_with, strict=True) if is_done]
-        if len(done) < len(entries):
-            raise Unfinished(f"{len(entries) - len(done)} entries must wait", done)
-        return done
+        """Raises: Unfinished, if Redis is out of reach or full."""
+        return settle(entries, await asyncio.gather(*(self._take(entry) for entry in entries)))
 
-    async def _take(self, entry: Entry) -> bool:
+    async def _take(self, entry: Entry) -> BusError | None:
+        """What kept us from it."""
         try:
             metrics.DOOR.labels(await self._accept(entry)).inc()
         except (RequestError, WrongKeyType) as error:
             return await self._refuse(entry, error)
         except BusError as error:
-            log.warning("entry %s of hr:requests must wait: %s", entry.id, error)
-            return False
+            return error
         except Exception as error:  # one entry must never stop the others
             log.exception("entry %s of hr:requests broke the scheduler", entry.id)
             return await self._refuse(entry, InvalidRequest(f"The entry could not be handled: {error!r}"))
-        return True
+        return None
 
     async def _accept(self, entry: Entry) -> str:
         if b"cancel" in entry.fields:
@@ -87,7 +83,7 @@ class Front:
         else:
             raise InvalidRequest("`cancel` is empty; it names a task.", param="cancel")
 
-    async def _refuse(self, entry: Entry, error: RequestError | WrongKeyType) -> bool:
+    async def _refuse(self, entry: Entry, error: RequestError | WrongKeyType) -> BusError | None:
         body = error.body if isinstance(error, RequestError) else ErrorBody(message=str(error), type="server_error")
         metrics.DOOR.labels(str(body.code or "wrong_key_type")).inc()
         log.info("refused entry %s of hr:requests: %s", entry.id.decode(), body.message)
@@ -109,9 +105,8 @@ class Front:
             else:
                 await self._bury(entry, body.message)
         except BusError as unreachable:
-            log.warning("entry %s of hr:requests must wait: %s", entry.id, unreachable)
-            return False
-        return True
+            return unreachable
+        return None
 
     async def _bury(self, entry: Entry, reason: str) -> None:
         said: dict[Arg, Arg] = {b"said." + field: value for field, value in entry.fields.items()}

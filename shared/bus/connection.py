@@ -13,7 +13,9 @@ Invariants
     ConnectionLost (it may have run: scripts are made so that a repeat is harmless), what was not yet written waits for the
     next connection.
   - No caller can corrupt the order of replies: a cancelled caller's reply is read and dropped.
-  - No command waits longer than `timeout_s`: a silent connection is cut, so a half-open one cannot wedge a service.
+  - No command waits longer than `timeout_s`: a silent connection is cut, so a half-open one cannot wedge a service. An idle
+    one is tried every tenth of that time.
+  - A server that has become a replica is left: the name is looked up anew, and may lead to the new primary.
 
 Rejected: a pool (ten sockets, and the same cost a command), redis-py's pipelines gathered a turn at a time (four times the
 cost), retrying inside the connection (only the caller knows whether its command may run twice).
@@ -35,7 +37,15 @@ from redis.exceptions import RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from shared.clock import monotonic_s
-from shared.errors import BusError, BusUnavailable, CommandRefused, ConnectionLost, WrongKeyType
+from shared.errors import (
+    BusError,
+    BusUnavailable,
+    ClusterRedirect,
+    CommandRefused,
+    ConnectionLost,
+    MemoryFull,
+    WrongKeyType,
+)
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +64,10 @@ def translate(error: BaseException) -> BusError:
         return error
     if isinstance(error, ResponseError):
         text = f"{error.status_code} {error}" if error.status_code else str(error)  # redis-py cuts off codes it knows
-        return WrongKeyType(text) if text.startswith("WRONGTYPE") else CommandRefused(text)
+        code = text.partition(" ")[0]
+        if code in ("MOVED", "ASK"):
+            return ClusterRedirect(f"{text}: this Redis is a cluster, which is not followed; name a plain server")
+        return {"WRONGTYPE": WrongKeyType, "OOM": MemoryFull}.get(code, CommandRefused)(text)
     return ConnectionLost(f"{type(error).__name__}: {error}")
 
 
@@ -104,6 +117,10 @@ class Connection:
 
     async def call(self, *command: Arg) -> Reply:
         return await self.send(*command)
+
+    def post(self, *command: Arg) -> None:
+        """Queue a command whose outcome nobody waits for: what it does comes to pass again if it is lost."""
+        self.send(*command).add_done_callback(_pass_over)
 
     # -- life
 
@@ -188,17 +205,20 @@ class Connection:
             if not unanswered:
                 raise ConnectionLost("Redis answered what nobody asked")
             future, _ = unanswered.popleft()
-            if future.done():
-                continue
-            if refusal is None:
-                future.set_result(reply)
-            else:
-                future.set_exception(refusal)
+            if not future.done():
+                if refusal is None:
+                    future.set_result(reply)
+                else:
+                    future.set_exception(refusal)
+            if refusal is not None and str(refusal).startswith("READONLY"):
+                raise ConnectionLost("this server has become a replica")
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._timeout_s / 10)
-            if self._unanswered and monotonic_s() - self._unanswered[0][1] > self._timeout_s:
+            if not self._unanswered:
+                self.post("PING")  # or an idle connection would find out that it is dead only when it is needed
+            elif monotonic_s() - self._unanswered[0][1] > self._timeout_s:
                 raise TimeoutError(f"no answer from Redis for {self._timeout_s:g} s")
 
     def _fail(self, error: BusError, *, unsent: bool) -> None:
@@ -221,13 +241,19 @@ class Connection:
                 future.set_exception(BusUnavailable(f"Redis is out of reach: {self.last_error}"))
 
 
+def _pass_over(future: asyncio.Future[Reply]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        log.debug("ignored: %s", error)
+
+
 async def _first_of(work: Awaitable[None], guards: list[asyncio.Task[None]]) -> None:
     """Await `work`, unless one of `guards` ends first: then its error is raised."""
     task = asyncio.ensure_future(work)
-    await asyncio.wait([task, *guards], return_when=asyncio.FIRST_COMPLETED)
-    if not task.done():
-        task.cancel()
+    try:
+        await asyncio.wait([task, *guards], return_when=asyncio.FIRST_COMPLETED)
         for guard in guards:
-            if guard.done():
+            if guard.done() and not task.done():
                 guard.result()
-    await task
+        await task
+    finally:
+        task.cancel()

@@ -9,7 +9,9 @@ The contract
     the next read. Entries that the handler's own script clears are not named.
   - An entry that is not named stays pending: it comes again to this consumer after a reconnect, or to another one once it
     was idle for RECLAIM_AFTER_MS. So every handler must be harmless when repeated.
-  - A handler that raises acknowledges nothing. Faults in an entry are its business: it answers them as done.
+  - A handler that raises acknowledges nothing, or with Unfinished what it names. Nothing new is read before the rest was dealt
+    with: in a Redis that is full, entries would else be read, refused and left pending by the thousand.
+  - Faults in an entry are the handler's business: it answers them as done.
 
 Invariants
   - One pass takes at most BLOCK_MS plus the handler's time; `last_pass_s` is the liveness of the service.
@@ -29,8 +31,9 @@ from msgspec import Struct
 
 from shared.bus.client import BLOCK_MS, Bus
 from shared.bus.connection import Reply
+from shared.bus.streams import ensure_group, forget
 from shared.clock import monotonic_s
-from shared.errors import BusError, CommandRefused
+from shared.errors import BusError, BusUnavailable, ConnectionLost, MemoryFull
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,10 @@ RECLAIM_AFTER_MS = 5000
 """Handlers take milliseconds; after this the consumer is taken for dead. Shorter repeats work, longer delays it."""
 RECLAIM_PAGE = 50
 """XAUTOCLAIM looks at ten times this many entries: about 1 ms of the server."""
+FORGET_AFTER_MS = 60_000
+"""A killed consumer stays in its group, and costs every look at it; a live one reads every second."""
+PAUSE_S = (0.05, 0.5)
+"""After an error; drawn at random, so that replicas do not come back together."""
 
 
 class Entry(Struct, frozen=True):
@@ -46,6 +53,30 @@ class Entry(Struct, frozen=True):
 
 
 Handler = Callable[[list[Entry]], Awaitable[Sequence[bytes]]]
+
+
+class Unfinished(BusError):
+    """Raised by a handler that Redis keeps from dealing with anything now; `done` are dealt with nevertheless."""
+
+    def __init__(self, reason: str, done: Sequence[bytes]) -> None:
+        super().__init__(reason)
+        self.done = done
+
+
+def settle(entries: Sequence[Entry], kept_from: Sequence[BusError | None]) -> list[bytes]:
+    """What a handler answers, given what kept it from each entry. One that Redis refuses for its own sake stays pending and
+    comes again, but holds up no other.
+
+    Raises: Unfinished, if Redis is out of reach or full.
+    """
+    done = [entry.id for entry, error in zip(entries, kept_from, strict=True) if error is None]
+    for error in kept_from:
+        if isinstance(error, MemoryFull | BusUnavailable | ConnectionLost):
+            raise Unfinished(f"{len(entries) - len(done)} entries must wait: {error}", done)
+    for entry, error in zip(entries, kept_from, strict=True):
+        if error is not None:
+            log.error("the entry %s must wait: %s", entry.id, error)
+    return done
 
 
 class Consumer:
@@ -61,7 +92,7 @@ class Consumer:
         self._read = bus.reader(f"{group}-read")
         self._done: list[bytes] = []
         self._cursor = b"0-0"
-        self._reclaim_at_s = 0.0
+        self._reclaim_at_s = self._forget_at_s = 0.0
         self._client_id: Reply = None
         self._stopping = False
         self.last_pass_s: float | None = None
@@ -79,8 +110,8 @@ class Consumer:
                     await self._recover()
                     self.last_pass_s, self.fault = monotonic_s(), None
                 await self._take(await self._next())
-                if self._shared and monotonic_s() >= self._reclaim_at_s:
-                    await self._take(await self._reclaim())
+                if self._shared:
+                    await self._care_for_the_dead()
                 self.last_pass_s, self.fault = monotonic_s(), None
             except Exception as error:  # noqa: BLE001 - a handler's bug must not end the loop
                 joined = False
@@ -98,17 +129,14 @@ class Consumer:
         else:
             log.exception("a handler of %s failed; its entries come again", self._stream)
         self.fault = f"{self._stream}: {error}"
-        await asyncio.sleep(random.uniform(0.05, 0.5))
+        await asyncio.sleep(random.uniform(*PAUSE_S))
 
     async def _join(self) -> None:
         self._client_id = await self._read.call("CLIENT", "ID")
-        await ensure_group(self._bus, self._stream, self._group, "0")
+        await ensure_group(self._bus, self._stream, self._group)
 
     async def _next(self) -> list[Entry]:
-        done, self._done = self._done, []
-        if done:
-            self._read.send("XACK", self._stream, self._group, *done)
-            self._read.send("XDEL", self._stream, *done)
+        self._acknowledge()
         return _parse(
             await self._read.call(
                 *("XREADGROUP", "GROUP", self._group, self._name, "COUNT", self._count, "BLOCK", BLOCK_MS),
@@ -116,8 +144,16 @@ class Consumer:
             )
         )
 
+    def _acknowledge(self) -> None:
+        """In the same write as what is read next."""
+        done, self._done = self._done, []
+        if done:
+            self._read.post("XACK", self._stream, self._group, *done)
+            self._read.post("XDEL", self._stream, *done)
+
     async def _recover(self) -> None:
-        """Entries whose delivery was lost: read by this consumer, and unknown to its handler."""
+        """Entries read by this consumer that its handler does not know, or has not dealt with."""
+        self._acknowledge()
         after = b"0"
         while entries := _parse(
             await self._read.call(
@@ -127,8 +163,17 @@ class Consumer:
             await self._take(entries)
             after = entries[-1].id
 
+    async def _care_for_the_dead(self) -> None:
+        """Take over what consumers that were killed have left, and remove those that left nothing."""
+        now_s = monotonic_s()
+        if now_s >= self._reclaim_at_s:
+            self._reclaim_at_s = now_s + RECLAIM_AFTER_MS / 1000 * random.uniform(0.3, 0.6)
+            await self._take(await self._reclaim())
+        if now_s >= self._forget_at_s:
+            self._forget_at_s = now_s + FORGET_AFTER_MS / 1000 * random.uniform(0.5, 1.0)
+            await forget(self._bus, self._stream, self._group, silent_ms=FORGET_AFTER_MS, own=self._name)
+
     async def _reclaim(self) -> list[Entry]:
-        self._reclaim_at_s = monotonic_s() + RECLAIM_AFTER_MS / 1000 * random.uniform(0.3, 0.6)
         cursor, entries, *_ = await self._read.call(
             *("XAUTOCLAIM", self._stream, self._group, self._name, RECLAIM_AFTER_MS, self._cursor),
             *("COUNT", RECLAIM_PAGE),
@@ -138,26 +183,20 @@ class Consumer:
 
     async def _take(self, entries: list[Entry]) -> None:
         if entries:
-            self._done += await self._handle(entries)
+            try:
+                self._done += await self._handle(entries)
+            except Unfinished as unfinished:
+                self._done += unfinished.done
+                raise
 
     async def _leave(self) -> None:
-        if self._done:
-            self._read.send("XACK", self._stream, self._group, *self._done)
-            self._read.send("XDEL", self._stream, *self._done)
+        self._acknowledge()
         await _ignoring_bus_errors(self._forget())
 
     async def _forget(self) -> None:
         pending = await self._read.call("XPENDING", self._stream, self._group, "-", "+", 1, self._name)
         if not pending:
             await self._read.call("XGROUP", "DELCONSUMER", self._stream, self._group, self._name)
-
-
-async def ensure_group(bus: Bus, stream: str, group: str, start: str) -> None:
-    try:
-        await bus.commands.call("XGROUP", "CREATE", stream, group, start, "MKSTREAM")
-    except CommandRefused as error:
-        if not str(error).startswith("BUSYGROUP"):
-            raise
 
 
 async def _ignoring_bus_errors(call: Awaitable[Reply]) -> None:

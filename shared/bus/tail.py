@@ -6,7 +6,8 @@ here waits for is dropped before it is decoded.
 
 Invariants
   - The group starts at the end of the stream, once; after any error it is set to the last id processed here, and every
-    listener of the shard is told to refill from the logs (`on_gap`), because entries may have been trimmed meanwhile.
+    listener of the shard is told to refill from the logs (`on_gap`), because entries may have been trimmed meanwhile. A
+    stream that ends below that id has lost entries (failover, FLUSHALL): the group is then set to its end.
   - The group's lease in `readers` is renewed with every few passes; the scheduler removes groups whose lease has run out.
 """
 
@@ -20,8 +21,9 @@ import msgspec
 
 from shared.bus.client import BLOCK_MS, Bus
 from shared.bus.connection import Reply
+from shared.bus.streams import join
 from shared.clock import monotonic_s
-from shared.errors import BusError, CommandRefused
+from shared.errors import BusError
 from shared.ids import Place
 from shared.keys import ShardKeys, reader_group, shard_keys
 from shared.messages import Event, decode_event
@@ -32,6 +34,7 @@ COUNT = 1000
 """Entries of one read; 0.5 us each for the server."""
 LEASE_MS = 60_000
 """A reader silent for a minute is gone, and its group is removed."""
+RENEW_EVERY_S = LEASE_MS / 4000
 
 
 class Listener(Protocol):
@@ -101,11 +104,10 @@ class Tail:
 
     async def _join(self) -> None:
         self._client_id = await self._read.call("CLIENT", "ID")
-        await self._renew()
-        for stream in self._streams:
-            if stream not in self._processed:
-                self._processed[stream] = await self._last_id(stream)
-            await self._ensure_group(stream, self._processed[stream])
+        processed = [self._processed.get(stream, b"") for stream in self._streams]
+        self._renew_at_s = monotonic_s() + RENEW_EVERY_S
+        stands = await join(self._bus, self.keys.readers, self._streams, self._group, LEASE_MS, processed)
+        self._processed = dict(zip(self._streams, stands, strict=True))
         if self.joined.is_set():
             for listeners in [*self._tasks.values(), *self._sessions.values()]:
                 for listener in list(listeners):
@@ -113,31 +115,14 @@ class Tail:
         self.last_pass_s, self.fault = monotonic_s(), None
         self.joined.set()
 
-    async def _last_id(self, stream: str) -> bytes:
-        last = await self._bus.commands.call("XREVRANGE", stream, "+", "-", "COUNT", 1)
-        return bytes(last[0][0]) if last else b"0-0"
-
-    async def _ensure_group(self, stream: str, processed: bytes) -> None:
-        call = self._bus.commands.call
-        try:
-            await call("XGROUP", "CREATE", stream, self._group, processed, "MKSTREAM")
-        except CommandRefused as error:
-            if not str(error).startswith("BUSYGROUP"):
-                raise
-            await call("XGROUP", "SETID", stream, self._group, processed)
-
     async def _next(self) -> Reply:
         if monotonic_s() >= self._renew_at_s:
-            await self._renew()
+            self._renew_at_s = monotonic_s() + RENEW_EVERY_S
+            await join(self._bus, self.keys.readers, [], self._group, LEASE_MS, [])
         return await self._read.call(
             *("XREADGROUP", "GROUP", self._group, "reader", "COUNT", COUNT, "BLOCK", BLOCK_MS, "NOACK"),
             *("STREAMS", *self._streams, *[">"] * len(self._streams)),
         )
-
-    async def _renew(self) -> None:
-        self._renew_at_s = monotonic_s() + LEASE_MS / 4000
-        seconds, _ = await self._bus.commands.call("TIME")
-        await self._bus.commands.call("ZADD", self.keys.readers, int(seconds) * 1000 + LEASE_MS, self._group)
 
     def _dispatch(self, reply: Reply) -> None:
         for stream, entries in reply or ():

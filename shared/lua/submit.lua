@@ -32,7 +32,7 @@ if not broken then
 end
 
 -- What keeps it from being made; true as the second answer: it was cancelled before it came.
-local function refusal(id, task, tenant_index, session_index, bus)
+local function refusal(id, reply_to, task, tenant_index, session_index, bus)
   local kind, cancelled = redis.call('TYPE', task).ok, false
   if kind == 'hash' then
     local state, tombstone = unpack(redis.call('HMGET', task, 'state', 'tombstone'))
@@ -42,7 +42,7 @@ local function refusal(id, task, tenant_index, session_index, bus)
     return 'wrongtype ' .. task
   end
   for key, wanted in pairs({[tenant_index] = 'zset', [session_index] = 'zset', [bus] = 'stream',
-    [base .. 'log:' .. id] = 'stream', [cancelled and base .. 'outbox' or bus] = 'stream'}) do
+    [base .. 'log:' .. id] = 'stream', [reply_to ~= '' and base .. 'outbox' or bus] = 'stream'}) do
     if not is(key, wanted) then return 'wrongtype ' .. key end
   end
   return broken or (not cancelled and room <= 0 and 'full'), cancelled
@@ -50,7 +50,7 @@ end
 
 local function submit(keys, id, lane, session, reply_to, attached, expires_ms, spec, body, pending)
   local task, tenant_index, session_index, bus = unpack(keys)
-  local refused, cancelled = refusal(id, task, tenant_index, session_index, bus)
+  local refused, cancelled = refusal(id, reply_to, task, tenant_index, session_index, bus)
   if refused then return refused end
   room = room - 1
   local deadline_ms = now_ms + tonumber(expires_ms)

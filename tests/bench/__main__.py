@@ -4,9 +4,9 @@ import argparse
 
 import uvloop
 
-from tests.bench import bus, echo, tokens
+from tests.bench import bus, durability, echo, tokens
 
-BENCHMARKS = {"bus": bus.main, "echo": echo.main, "tokens": tokens.main}
+BENCHMARKS = {"bus": bus.main, "durability": durability.main, "echo": echo.main, "tokens": tokens.main}
 
 
 def main() -> None:

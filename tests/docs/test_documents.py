@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from services.notifier import frames
-from shared import config, errors, keys, request
+from shared import config, errors, keys, record, request
 from shared.messages import Reply
 from shared.settings import SHARED
 
@@ -50,10 +50,12 @@ def test_files_that_a_document_names_exist(document: Path) -> None:
 def test_the_architecture_lists_every_key() -> None:
     section = text("architecture.md").partition("## Keys")[2].partition("\n## ")[0]
     shard = keys.shard_keys("smol", 0)
-    made = {keys.REQUESTS, keys.REFUSED, keys.SHARDS, keys.reply("<name>")}
+    made = {value for value in vars(keys).values() if isinstance(value, str) and value.startswith(keys.PREFIX)}
+    made = (made - {keys.PREFIX}) | {keys.reply("<name>")}
     made.add(re.sub(r"\{i\.\d+\}", "{i.<n>}", keys.idempotency("<tenant>", "<key>")))
-    of_shard = {shard.arrivals, *shard.backlogs, shard.leases, shard.workers, shard.readers, shard.outbox, shard.dead}
+    of_shard = {key for key in vars(shard).values() if key != shard.base and str(key).startswith(shard.base)}
     of_shard |= {
+        *shard.backlogs,
         shard.task("<id>"),
         shard.log("<id>"),
         shard.work("<worker>"),
@@ -69,6 +71,17 @@ def test_the_architecture_lists_every_script() -> None:
     section = text("architecture.md").partition("## Scripts")[2].partition("\n## ")[0]
     scripts = {str(path.relative_to(ROOT)) for part in ("shared", "services") for path in (ROOT / part).rglob("*.lua")}
     assert {row[0] for row in table(section)} == scripts
+
+
+def test_the_architecture_lists_every_field_of_a_task() -> None:
+    section = text("architecture.md").partition("## Fields of a task")[2].partition("\n## ")[0]
+    told = {name for row in table(section) for name in row[0].split(", ")}
+    written: set[str] = set()
+    for path in (path for part in ("shared", "services") for path in (ROOT / part).rglob("*.lua")):
+        for pairs in re.findall(r"'HSET', (?:task\.key|task|key),([^)]*)\)", path.read_text()):
+            written |= {name.strip(" '\n") for name in pairs.split(",")[::2]}
+    assert told == written
+    assert set(record.FIELDS) <= told
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -108,7 +121,7 @@ def test_the_configuration_lists_every_setting_of_the_file_with_its_default() ->
     section = text("configuration.md").partition("## headrace.toml")[2].partition("\n## ")[0]
     told = {row[0]: row[1] for row in table(section)}
     made: dict[str, Any] = {}
-    for kind in (config.Pool, config.VllmOptions, config.EchoOptions, config.Limits):
+    for kind in (config.Safety, config.Pool, config.VllmOptions, config.EchoOptions, config.Limits):
         made |= {name: field.default for name, field in fields(kind).items() if name not in ("vllm", "echo")}
     assert told.keys() == made.keys()
     for name, default in made.items():
@@ -123,7 +136,7 @@ def test_the_stream_door_lists_every_field_and_every_refusal() -> None:
     for kind in (request.Shorthand, request.Envelope, Reply):
         assert fields(kind).keys() - {"type"} <= said
     codes = {kind.code for kind in errors.RequestError.__subclasses__()}
-    not_at_this_door = {"task_not_found"}
+    not_at_this_door = {"dead_letter_not_found"}
     assert codes - not_at_this_door == {row[0] for row in table(refused)}
 
 

@@ -36,12 +36,26 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment
         yield up
 
 
-async def told(client: openai.AsyncOpenAI, redis: Any, kill_at: int | None = None) -> dict[str, Any]:
+STRUCTURED = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "river",
+        "schema": {
+            "type": "object",
+            "properties": {"name": {"enum": ["Rhine", "Seine"]}, "country": {"enum": ["France", "Germany"]}},
+            "required": ["name", "country"],
+        },
+    },
+}
+"""What no engine can go on with: a grammar starts anew. The answer is made anew, and is the same."""
+
+
+async def told(client: openai.AsyncOpenAI, redis: Any, kill_at: int | None = None, **more: Any) -> dict[str, Any]:
     """What a client of a stream has read: text, logprobs, usage, ids."""
     texts: list[str] = []
     logprobs: list[float] = []
     ids, usage = set(), None
-    stream = await client.chat.completions.create(**ASKED)
+    stream = await client.chat.completions.create(**ASKED, **more)
     async for chunk in stream:
         ids.add((chunk.id, chunk.created))
         usage = chunk.usage or usage
@@ -72,4 +86,7 @@ async def test_the_text_is_that_of_an_undisturbed_run_wherever_the_worker_is_kil
             assert disturbed["text"] == undisturbed["text"], f"killed at chunk {cut}"
             assert disturbed["logprobs"] == pytest.approx(undisturbed["logprobs"], abs=1e-4)
             assert disturbed["usage"] == undisturbed["usage"]
+        structured = await told(client, redis, response_format=STRUCTURED)
+        await both_workers_live(redis)
+        assert await told(client, redis, kill_at=5, response_format=STRUCTURED)["text"] == structured["text"]
     await redis.aclose()

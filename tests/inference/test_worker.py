@@ -259,6 +259,21 @@ async def test_what_cannot_be_gone_on_with_is_reset_and_starts_over(bus: Bus, ow
     await wait_until(lambda: not first.runs, "the old run has ended")
 
 
+async def test_what_cannot_be_gone_on_with_but_comes_out_the_same_has_no_seam(bus: Bus, owner: Owner) -> None:
+    first = Worker(bus, owner, Scripted(chunk("a"), HANG))
+    hand = await begun(bus, owner, first)
+    await wait_until(lambda: first.runs[hand.id].published == 1, "a chunk is published")
+    second, handed = await again(bus, hand)
+    worker = Worker(bus, second, Scripted(chunk("a"), chunk("b"), Answer(status=200, body=b""), resumes=False))
+    await worker.on_work([as_entry(handed)])
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    events = [decode_event(entry[b"e"]) for _, entry in await tasks.entries(bus, SHARD.log(hand.id))]
+    assert [type(event) for event in events] == [Chunks, Resumed, Chunks, Finished]
+    assert (await tasks.fields(bus, hand.id))["last"] == "2"
+    first.stop(hand.id, FENCED)
+    await wait_until(lambda: not first.runs, "the old run has ended")
+
+
 async def test_a_task_that_cannot_be_read_is_quarantined_in_the_end(bus: Bus, owner: Owner) -> None:
     worker = Worker(bus, owner, Scripted())
     hand = await tasks.handed(bus, owner)

@@ -1,16 +1,21 @@
 """The multiplexed connection: one write for many, replies in order, and no way to wedge it."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
     MasterDownError,
+    MovedError,
     NoScriptError,
+    OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
     TryAgainError,
@@ -18,12 +23,20 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from services.scheduler.scripts import DISPATCH, Dispatched, dispatch
-from shared.bus.client import Bus, is_passing
-from shared.bus.connection import Connection, translate
-from shared.errors import BusError, BusUnavailable, CommandRefused, ConnectionLost, WrongKeyType
-from tests.support.redis import Proxy
-from tests.support.tasks import SHARD
+from shared.bus.client import BLOCK_MS, Bus, is_passing
+from shared.bus.connection import TIMEOUT_S, Connection, translate
+from shared.bus.streams import APPEND, append, ensure_group
+from shared.errors import (
+    BusError,
+    BusUnavailable,
+    ClusterRedirect,
+    CommandRefused,
+    ConnectionLost,
+    MemoryFull,
+    WrongKeyType,
+)
+from tests.support.redis import Proxy, find_server, free_port
+from tests.support.server import server
 from tests.support.waiting import wait_until
 
 SHORT_S = 0.2
@@ -44,6 +57,27 @@ async def connection(proxy: Proxy) -> AsyncIterator[Connection]:
     await connection.call("PING")
     yield connection
     await connection.close()
+
+
+class Tearing(Proxy):
+    """Cuts everything in the middle of what Redis answers next."""
+
+    keep: int | None = None
+    """Bytes of that answer that still arrive; None: nothing is torn."""
+
+    async def pass_on(self, data: bytes, sink: asyncio.StreamWriter, *, downstream: bool) -> None:
+        if downstream and self.keep is not None:
+            data, self.keep = data[: self.keep], None
+            await super().pass_on(data, sink, downstream=downstream)
+            self.cut()
+        else:
+            await super().pass_on(data, sink, downstream=downstream)
+
+
+@pytest.fixture
+async def tearing(redis_url: str, no_task_left: None) -> AsyncIterator[Tearing]:
+    async with Tearing(redis_url) as proxy:
+        yield proxy
 
 
 async def outcome(future: asyncio.Future[object]) -> object:
@@ -117,6 +151,75 @@ async def test_half_open_connection_times_out_and_recovers(connection: Connectio
     assert await connection.call("ECHO", "found") == b"found"
 
 
+@pytest.mark.parametrize("keep", [1, 3, 50])
+async def test_reply_torn_in_the_middle_is_no_reply(tearing: Tearing, keep: int) -> None:
+    connection = Connection(tearing.url, name="test")
+    connection.open()
+    await connection.call("PING")
+    tearing.keep = keep
+    assert isinstance(await outcome(connection.send("ECHO", "x" * 100)), ConnectionLost)
+    assert await connection.call("ECHO", "whole") == b"whole"
+    await connection.close()
+
+
+async def test_script_whose_reply_was_lost_is_repeated(tearing: Tearing, bus: Bus) -> None:
+    """It has run, and its repeat finds that."""
+    async with Bus(tearing.url, name="test") as through:
+        await append(through, "hr:requests", {"word": "before"})
+        tearing.keep = 0
+        await ensure_group(through, "hr:requests", "front")
+        assert tearing.keep is None
+    assert len(await bus.commands.call("XINFO", "GROUPS", "hr:requests")) == 1
+
+
+async def test_command_whose_outcome_nobody_waits_for_fails_without_a_word(
+    connection: Connection, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection.post("NONSENSE")
+    await connection.call("PING")
+    proxy.stall()
+    connection.post("PING")
+    await wait_until(lambda: connection.written_commands == 4, "it is written")
+    proxy.cut()
+    proxy.flow()
+    await wait_until(lambda: not connection.connected.is_set(), "the connection is lost")
+    assert await connection.call("ECHO", "later") == b"later"
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+async def test_redis_that_has_become_a_replica_is_left_and_its_name_looked_up_anew(
+    proxy: Proxy, tmp_path: Path
+) -> None:
+    """Behind the name there may be the new primary by then. Reads would go on, and tell what is no longer true."""
+    with server(find_server(), tmp_path / "old") as old, server(find_server(), tmp_path / "new") as new:
+        proxy.lead_to(old.port)
+        async with Bus(proxy.url, name="test") as bus:
+            await append(bus, "hr:requests", {"word": "before"})
+            old.ask("REPLICAOF", "127.0.0.1", new.port)
+            proxy.lead_to(new.port)  # connections that stand stay where they are
+            await append(bus, "hr:requests", {"word": "after"})
+        assert new.ask("XLEN", "hr:requests") == 1
+
+
+async def test_redirect_of_a_cluster_is_told_and_not_tried_again_and_again(tmp_path: Path) -> None:
+    enabled, gossip = ("--cluster-enabled", "yes", "--cluster-port"), free_port()
+    with (
+        server(find_server(), tmp_path / "a", *enabled, str(free_port())) as one,
+        server(find_server(), tmp_path / "b", *enabled, str(gossip)) as other,
+    ):
+        other.ask("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        one.ask("CLUSTER", "MEET", "127.0.0.1", other.port, gossip)
+        await wait_until(lambda: "cluster_state:ok" in str(one.ask("CLUSTER", "INFO")), "the nodes know each other")
+        async with Bus(one.url, name="test") as bus:
+            with pytest.raises(ClusterRedirect, match=r"MOVED .* name a plain server"):
+                await append(bus, "hr:requests", {"word": "lost"})
+
+
+def test_blocking_read_ends_well_before_its_connection_is_given_up() -> None:
+    assert BLOCK_MS / 1000 + 3 <= TIMEOUT_S
+
+
 async def test_server_that_accepts_and_never_answers_does_not_wedge_the_connection(proxy: Proxy) -> None:
     """The handshake of a new connection is subject to the timeout too: a frozen Redis still accepts connections."""
     proxy.stall()
@@ -165,30 +268,31 @@ async def test_closing_fails_what_waits_and_everything_afterwards(redis_url: str
 
 
 async def test_lost_scripts_are_loaded_again(bus: Bus) -> None:
-    await dispatch(bus, SHARD)
+    await ensure_group(bus, "hr:requests", "front")
     await bus.commands.call("SCRIPT", "FLUSH")
-    assert await dispatch(bus, SHARD) == Dispatched(0, 0, 0)
+    await append(bus, "hr:requests", {"word": "after"})
+    assert await bus.commands.call("XLEN", "hr:requests") == 1
 
 
 async def test_scripts_are_loaded_before_anything_is_run_on_a_new_connection(bus: Bus) -> None:
-    assert await bus.commands.call("SCRIPT", "EXISTS", DISPATCH.sha) == [1]
+    assert await bus.commands.call("SCRIPT", "EXISTS", APPEND.sha) == [1]
 
 
 async def test_script_is_repeated_over_a_lost_connection(proxy: Proxy) -> None:
     async with Bus(proxy.url, name="test") as bus:
-        await dispatch(bus, SHARD)
-        running = asyncio.create_task(dispatch(bus, SHARD))
+        await ensure_group(bus, "hr:requests", "front")
+        running = asyncio.create_task(ensure_group(bus, "hr:requests", "front"))
         await asyncio.sleep(0)
         proxy.cut()
-        assert await running == Dispatched(0, 0, 0)
+        await running
 
 
 async def test_script_gives_up_after_its_patience() -> None:
     async with Bus("redis://127.0.0.1:1", name="test") as bus:
         for connection in (bus.commands, bus.bulk):
             connection._timeout_s = SHORT_S
-        with pytest.raises(BusUnavailable, match="dispatch"):
-            await bus.run(DISPATCH, [SHARD.workers, *SHARD.backlogs], [SHARD.base, 1, 1], patience_s=0.0)
+        with pytest.raises(BusUnavailable, match="append"):
+            await bus.run(APPEND, ["hr:requests"], [0, "word", "lost"], patience_s=0.0)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +304,8 @@ async def test_script_gives_up_after_its_patience() -> None:
         ClusterDownError("CLUSTERDOWN The cluster is down", status_code="CLUSTERDOWN"),
         MasterDownError("MASTERDOWN Link with MASTER is down", status_code="MASTERDOWN"),
         ResponseError("BUSY Redis is busy running a script."),
+        ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
+        ResponseError("NOREPLICAS Not enough good replicas to write."),
         ResponseError("UNKILLABLE Sorry the script already executed write commands"),
     ],
     ids=lambda error: type(error).__name__,
@@ -222,6 +328,9 @@ def test_answers_about_the_call_itself_are_not_retried(text: str) -> None:
     ("error", "kind"),
     [
         (ResponseError("WRONGTYPE Operation"), WrongKeyType),
+        (OutOfMemoryError("command not allowed", status_code="OOM"), MemoryFull),
+        (MovedError("866 127.0.0.1:7001", status_code="MOVED"), ClusterRedirect),
+        (AskError("866 127.0.0.1:7001", status_code="ASK"), ClusterRedirect),
         (RedisConnectionError("reset"), ConnectionLost),
         (RedisTimeoutError("slow"), ConnectionLost),
         (BusyLoadingError("Redis is loading the dataset in memory", status_code="LOADING"), ConnectionLost),

@@ -9,8 +9,9 @@ import pytest
 
 from shared.bus import consume
 from shared.bus.client import Bus
-from shared.bus.consume import Consumer, Entry
-from shared.errors import BusError
+from shared.bus.consume import Consumer, Entry, Unfinished, settle
+from shared.bus.streams import ensure_group
+from shared.errors import BusError, BusUnavailable, CommandRefused, ConnectionLost, MemoryFull
 from tests.support.redis import Proxy, spoil
 from tests.support.waiting import wait_until
 
@@ -41,14 +42,15 @@ class Handler:
 
 @asynccontextmanager
 async def consuming(
-    bus: Bus, handle: Handler, name: str = "c1", *, count: int = 10, shared: bool = True
+    bus: Bus, handle: consume.Handler, name: str = "c1", *, count: int = 10, shared: bool = True
 ) -> AsyncIterator[Consumer]:
     consumer = Consumer(bus, stream=STREAM, group=GROUP, name=name, handle=handle, count=count, shared=shared)
     running = asyncio.create_task(consumer.run())
     try:
         yield consumer
     finally:
-        handle.open.set()
+        if isinstance(handle, Handler):
+            handle.open.set()
         while not running.done():  # a wake-up that came before the read blocked is lost
             await consumer.stop()
             await asyncio.wait([running], timeout=0.05)
@@ -60,6 +62,7 @@ def _short(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
     """A consumer is taken for dead after a moment, so that a test can wait for it."""
     monkeypatch.setattr(consume, "RECLAIM_AFTER_MS", 50)
     monkeypatch.setattr(consume, "BLOCK_MS", 20)
+    monkeypatch.setattr(consume, "PAUSE_S", (0.01, 0.05))
     caplog.set_level(logging.CRITICAL)
 
 
@@ -78,7 +81,7 @@ async def consumers(bus: Bus) -> list[bytes]:
 
 async def abandon(bus: Bus, name: str, count: int = 10) -> list[bytes]:
     """A consumer reads, and is never heard of again."""
-    await consume.ensure_group(bus, STREAM, GROUP, "0")
+    await ensure_group(bus, STREAM, GROUP)
     reply = await bus.commands.call("XREADGROUP", "GROUP", GROUP, name, "COUNT", count, "STREAMS", STREAM, ">")
     return [entry for entry, _ in reply[0][1]]
 
@@ -128,6 +131,41 @@ async def test_handler_that_raises_acknowledges_nothing_and_gets_the_batch_again
         await wait_until(lambda: drained(bus), "all comes again")
         await wait_until(lambda: consumer.fault is None, "the fault is over")
     assert set(handle.words()) == {b"one", b"two"}
+
+
+async def test_nothing_new_is_read_before_what_redis_kept_the_handler_from_is_dealt_with(bus: Bus) -> None:
+    """Read on, and a full Redis would hold each refused entry in its pending list, to be claimed again 50 at a time."""
+    handle, full = Handler(), True
+
+    async def refuse_all_but_one(entries: list[Entry]) -> Sequence[bytes]:
+        await handle(entries)
+        done = [entry.id for entry in entries if not full or entry.fields[b"word"] == b"cancel"]
+        if len(done) < len(entries):
+            raise Unfinished("full", done)
+        return done
+
+    await add(bus, "cancel", "a", "b", *(str(n) for n in range(50)))
+    async with consuming(bus, refuse_all_but_one, count=3) as consumer:
+        await wait_until(lambda: len(handle.seen) > 20, "they come again and again")
+        assert set(handle.words()) == {b"cancel", b"a", b"b"}
+        assert handle.words().count(b"cancel") == 1
+        assert consumer.fault is not None
+        full = False
+        await wait_until(lambda: drained(bus), "all are dealt with")
+        await wait_until(lambda: consumer.fault is None, "the fault is over")
+
+
+@pytest.mark.parametrize("error", [MemoryFull("OOM"), BusUnavailable("gone"), ConnectionLost("cut")])
+def test_redis_that_is_out_of_reach_or_full_holds_up_all_and_what_was_done_is_named(error: BusError) -> None:
+    entries = [Entry(b"1-0", {}), Entry(b"2-0", {}), Entry(b"3-0", {})]
+    with pytest.raises(Unfinished, match=f"2 entries must wait: {error}") as unfinished:
+        settle(entries, [None, error, CommandRefused("ERR")])
+    assert unfinished.value.done == [b"1-0"]
+
+
+def test_entry_that_redis_refuses_for_its_own_sake_holds_up_no_other() -> None:
+    entries = [Entry(b"1-0", {}), Entry(b"2-0", {})]
+    assert settle(entries, [CommandRefused("ERR this one"), None]) == [b"2-0"]
 
 
 async def test_delivery_that_was_lost_with_the_connection_comes_again(bus: Bus) -> None:
@@ -181,6 +219,34 @@ async def test_reclaiming_reaches_the_tail_of_a_long_list(bus: Bus, monkeypatch:
         await wait_until(lambda: seen <= set(handle.words()), "every orphan was handled")
         handle.names_done = True
         await wait_until(lambda: drained(bus), "and is acknowledged")
+
+
+async def test_reclaiming_is_not_done_in_every_pass(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consume, "RECLAIM_AFTER_MS", 5000)
+    await bus.commands.call("CONFIG", "RESETSTAT")
+    handle = Handler()
+    async with consuming(bus, handle):
+        for n in range(20):
+            await add(bus, str(n))
+            await wait_until(lambda n=n: str(n).encode() in handle.words(), "the entry comes")  # type: ignore[misc]
+    stats = (await bus.commands.call("INFO", "commandstats")).decode()
+    assert "cmdstat_xautoclaim:calls=1," in stats
+
+
+async def test_killed_consumer_is_forgotten_once_its_entries_were_taken_over(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consume, "FORGET_AFTER_MS", 50)
+    await add(bus, "orphan")
+    await abandon(bus, "dead")
+    handle = Handler()
+    async with consuming(bus, handle):
+        await wait_until(lambda: drained(bus), "the orphan is taken over")
+
+        async def is_forgotten() -> bool:
+            return await consumers(bus) == [b"c1"]
+
+        await wait_until(is_forgotten, "nobody but the live one is left")
 
 
 async def test_entries_of_a_live_consumer_are_not_claimed_when_nobody_shares(bus: Bus) -> None:
@@ -266,7 +332,8 @@ async def test_consumer_with_pending_entries_stays_in_the_group_for_whoever_recl
         await wait_until(lambda: drained(bus), "the heir takes it over")
 
 
-async def test_two_consumers_share_the_entries(bus: Bus) -> None:
+async def test_two_consumers_share_the_entries(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consume, "RECLAIM_AFTER_MS", 5000)
     one, two = Handler(), Handler()
     async with consuming(bus, one, "c1", count=1), consuming(bus, two, "c2", count=1):
         await add(bus, *(str(n) for n in range(20)))
@@ -277,4 +344,4 @@ async def test_two_consumers_share_the_entries(bus: Bus) -> None:
 async def test_group_of_a_name_that_is_refused_raises(bus: Bus) -> None:
     await spoil(bus, STREAM)
     with pytest.raises(BusError):
-        await consume.ensure_group(bus, STREAM, GROUP, "0")
+        await ensure_group(bus, STREAM, GROUP)

@@ -1,0 +1,58 @@
+"""Behind published chunks: an answer made anew is noticed only where it differs."""
+
+from collections.abc import AsyncGenerator, Sequence
+
+import pytest
+
+from services.inference.continuing import Base, Piece, going_on, made_anew
+from services.inference.engine import Answer, Chunk
+
+DONE, BUSY = Answer(status=200, body=b""), Answer(status=503, body=b"{}")
+
+
+def frame(text: str, created: int = 1) -> Chunk:
+    return Chunk(
+        b'{"id":"c","created":%d,"choices":[{"delta":{"content":"%b"}}]}' % (created, text.encode()), (ord(text),)
+    )
+
+
+def frames(text: str, created: int = 1) -> list[Chunk]:
+    return [frame(letter, created) for letter in text]
+
+
+async def engine(pieces: Sequence[Piece]) -> AsyncGenerator[Piece, None]:
+    for piece in pieces:
+        yield piece
+
+
+async def anew(published: str, pieces: Sequence[Piece]) -> list[Piece | Base]:
+    return [piece async for piece in made_anew(engine(pieces), frames(published))]
+
+
+async def test_an_answer_that_is_the_same_again_goes_on_as_of_the_first_attempt() -> None:
+    assert await anew("ab", [*frames("abcd", created=9), DONE]) == [Base(frames("ab")), *frames("cd"), DONE]
+
+
+async def test_an_answer_that_was_published_whole_only_ends() -> None:
+    assert await anew("ab", [*frames("ab", created=9), DONE]) == [Base(frames("ab")), DONE]
+
+
+@pytest.mark.parametrize("other", ["xbcd", "axcd"])
+async def test_an_answer_that_differs_starts_over_and_is_told_whole(other: str) -> None:
+    made = frames(other, created=9)
+    assert await anew("ab", [*made, DONE]) == [Base(()), *made, DONE]
+
+
+async def test_an_answer_that_ends_sooner_starts_over() -> None:
+    made = frames("a", created=9)
+    assert await anew("ab", [*made, DONE]) == [Base(()), *made, DONE]
+
+
+async def test_an_error_changes_nothing_of_what_is_published() -> None:
+    assert await anew("ab", [*frames("a"), BUSY]) == [BUSY]
+    assert [piece async for piece in going_on(engine([BUSY]), frames("ab"))] == [BUSY]
+
+
+async def test_an_engine_that_goes_on_is_told_of_before_its_first_chunk() -> None:
+    told = [piece async for piece in going_on(engine([frame("c"), DONE]), frames("ab"))]
+    assert told == [Base(frames("ab")), frame("c"), DONE]
