@@ -13,10 +13,7 @@ local base, kept_ms, log_kept_ms, nonce = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local function finish(key, id, epoch, entry, first, last, chunks, journal, state, status, result, finished)
   if not is(key, 'hash') then return 'wrongtype ' .. key end
   local task = find(id)
-  if not task or task.epoch ~= epoch or task.owner ~= nonce then
-    clear(entry)
-    return 'fenced'
-  end
+  if not task or task.epoch ~= epoch or task.owner ~= nonce then return fence_off(task, epoch, entry) end
   if task.state ~= 'processing' then
     clear(entry)
     return 'ok'

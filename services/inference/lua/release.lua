@@ -46,8 +46,7 @@ local function release(key, id, epoch, entry, first, last, chunks, journal, ...)
   if not is(key, 'hash') then return 'wrongtype ' .. key end
   local task = find(id)
   if not task or task.state ~= 'processing' or task.epoch ~= epoch or task.owner ~= nonce then
-    clear(entry)
-    return 'fenced'
+    return fence_off(task, epoch, entry)
   end
   local wrong = foreign(task)
   if wrong then return 'wrongtype ' .. wrong end

@@ -5,6 +5,12 @@ local function clear(entry)
   redis.call('XDEL', work, entry)
 end
 
+-- For a task that is not the caller's. The entry of one that is handed out and not started is its only place: it stays.
+local function fence_off(task, epoch, entry)
+  if not (task and task.state == 'pending' and task.epoch == epoch) then clear(entry) end
+  return 'fenced'
+end
+
 -- The chunks first..last join what was published; false: they do not. An overlap was written before, and is left out.
 local function add_tail(task, first, last, chunks, journal)
   first, last = tonumber(first), tonumber(last)
