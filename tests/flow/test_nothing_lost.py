@@ -95,12 +95,12 @@ async def worker_process(redis: Any, worker: str) -> int:
     return holder_of_port(int(address.rpartition(":")[2]))
 
 
-async def both_workers_live(redis: Any) -> None:
+async def both_workers_live(redis: Any, timeout_s: float = 30) -> None:
     async def live() -> bool:
         announced = await redis.hvals("hr:{smol.0}:workers")
         return [said.split(" ")[1] != "0" for said in announced].count(True) == 2
 
-    await wait_until(live, "two workers have slots", timeout_s=30)
+    await wait_until(live, "two workers have slots", timeout_s=timeout_s)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])

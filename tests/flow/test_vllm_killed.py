@@ -14,7 +14,7 @@ from tests.flow.test_vllm import CONFIG, QUESTION
 from tests.support.deployment import Deployment, deployment
 from tests.support.vllm_server import MODEL
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 CUTS = (1, 2, 3, 5, 8, 13, 21, 30, 34, 38)
 """Chunks that the client has read when the worker is killed."""
@@ -77,16 +77,16 @@ async def test_the_text_is_that_of_an_undisturbed_run_wherever_the_worker_is_kil
     async with openai.AsyncOpenAI(
         base_url=f"{two_workers.http}/v1", api_key="none", max_retries=0, timeout=120
     ) as client:
-        await both_workers_live(redis)
+        await both_workers_live(redis, timeout_s=120)
         undisturbed = await told(client, redis)
         assert len(undisturbed["logprobs"]) == 40
         for cut in CUTS:
-            await both_workers_live(redis)
+            await both_workers_live(redis, timeout_s=120)
             disturbed = await told(client, redis, kill_at=cut)
             assert disturbed["text"] == undisturbed["text"], f"killed at chunk {cut}"
             assert disturbed["logprobs"] == pytest.approx(undisturbed["logprobs"], abs=1e-4)
             assert disturbed["usage"] == undisturbed["usage"]
         structured = await told(client, redis, response_format=STRUCTURED)
-        await both_workers_live(redis)
+        await both_workers_live(redis, timeout_s=120)
         assert await told(client, redis, kill_at=5, response_format=STRUCTURED)["text"] == structured["text"]
     await redis.aclose()
