@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Sequence
 
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from shared import keys
 from shared.bus.batch import Batcher
@@ -151,8 +152,7 @@ async def submit(bus: Bus, shard: ShardKeys, config: Config, items: Sequence[tup
             shard.session(item.session) if item.session else tenant,
             shard.bus(place_of(item.id).partition),
         ]
-        args += [item.id, item.lane, item.session, item.reply_to, item.attached, item.expires_in_ms]
-        args += [item.spec, item.body, item.pending]
+        args += astuple(item)
     return [str(verdict, "utf-8") for verdict in await bus.run(SUBMIT, names, args, bulk=True, durable=True)]
 
 

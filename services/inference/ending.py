@@ -81,13 +81,11 @@ def conclude(run: Run, answer: Answer, limit_bytes: int) -> Conclusion:
 
 def ending(run: Run, conclusion: Conclusion) -> Ending:
     """The arguments of finish: everything that is not published yet, and the end."""
-    first, last = run.published + 1, run.last
-    chunks, journal = run.range(first, last)
-    streamed = last > 0
+    streamed = run.last > 0
     inline = not streamed and len(conclusion.result) <= INLINE_RESULT_BYTES
     finished = Finished(
         attempt=run.attempt,
-        last=last,
+        last=run.last,
         state=conclusion.state,
         status=conclusion.status,
         streamed=streamed,
@@ -96,40 +94,29 @@ def ending(run: Run, conclusion: Conclusion) -> Ending:
         finish_reason=conclusion.finish_reason,
         usage=conclusion.usage,
     )
-    return Ending(
-        id=run.id,
-        epoch=run.hand.epoch,
-        entry=run.hand.entry,
-        first=first,
-        last=last,
-        chunks=chunks,
-        journal=journal,
-        state=conclusion.state,
-        status=conclusion.status,
-        result=conclusion.result,
-        finished=encode(finished),
-    )
+    return Ending(*tail(run), conclusion.state, conclusion.status, conclusion.result, encode(finished))
 
 
 def parting(run: Run, parting: Parting) -> Release:
     """The arguments of release: everything that is not published yet, and why the task is given up."""
-    first, last = run.published + 1, run.last
-    tail = run.range(first, last)
-    return Release(run.id, run.hand.epoch, run.hand.entry, first, last, *tail, parting.charge, parting.why, 0)
+    return Release(*tail(run), parting.charge, parting.why, 0)
 
 
 def setback(run: Run, conclusion: Conclusion) -> Release:
     """The same for a failure that another try may mend; should this have been the last try, it ends with `conclusion`."""
     end = ending(run, conclusion)
-    return Release(
-        *(end.id, end.epoch, end.entry, end.first, end.last, end.chunks, end.journal),
-        *("failure", conclusion.why, jitter(), end.status, end.result, end.finished),
-    )
+    return Release(*tail(run), "failure", conclusion.why, jitter(), end.status, end.result, end.finished)
 
 
 def untouched(hand: Hand, published: int, parting: Parting) -> Release:
     """A task that was started and cannot even be read."""
     return Release(hand.id, hand.epoch, hand.entry, published + 1, published, b"", b"", parting.charge, parting.why, 0)
+
+
+def tail(run: Run) -> tuple[str, int, bytes, int, int, bytes, bytes]:
+    """The fields of Tail."""
+    first, last = run.published + 1, run.last
+    return (run.id, run.hand.epoch, run.hand.entry, first, last, *run.range(first, last))
 
 
 def _failed(answer: Answer) -> Conclusion:

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from shared.bus.client import Bus
 from shared.bus.connection import Arg
@@ -67,8 +68,8 @@ class Emission(Struct, frozen=True):
     journal: bytes
 
 
-class Ending(Struct, frozen=True):
-    """The arguments of one task of `finish.lua`, in its order."""
+class Tail(Struct, frozen=True):
+    """What a run has not published yet, and its work entry: how finish.lua and release.lua begin a task's arguments."""
 
     id: str
     epoch: int
@@ -77,22 +78,20 @@ class Ending(Struct, frozen=True):
     last: int
     chunks: bytes
     journal: bytes
+
+
+class Ending(Tail, frozen=True):
+    """The arguments of one task of `finish.lua`, in its order."""
+
     state: str
     status: int
     result: bytes
     finished: bytes
 
 
-class Release(Struct, frozen=True):
+class Release(Tail, frozen=True):
     """The arguments of one task of `release.lua`, in its order."""
 
-    id: str
-    epoch: int
-    entry: bytes
-    first: int
-    last: int
-    chunks: bytes
-    journal: bytes
     charge: str
     """`failure` (tried again after a pause, `failures` times), `crash` (at once, `crashes` times), or `none`."""
     why: str
@@ -132,7 +131,7 @@ async def start(bus: Bus, owner: Owner, hands: Sequence[Hand]) -> list[Running |
     args: list[Arg] = [*owner.limits.kept(owner.shard.base), owner.worker, owner.nonce, owner.limits.lease_ms]
     for hand in hands:
         keys += _task_keys(owner.shard, hand.id)
-        args += (hand.id, hand.epoch, hand.entry)
+        args += astuple(hand)
     verdicts: list[Running | str] = []
     for word, *rest in await bus.run(START, keys, args, bulk=True, patience_s=PATIENCE_S):
         if word == b"run":
@@ -155,7 +154,7 @@ async def emit(bus: Bus, owner: Owner, emissions: Sequence[Emission]) -> list[st
     args: list[Arg] = [owner.nonce]
     for item in emissions:
         keys += _task_keys(owner.shard, item.id)
-        args += (item.id, item.epoch, item.first, item.last, item.event, item.journal)
+        args += astuple(item)
     return [verdict.decode() for verdict in await bus.run(EMIT, keys, args, patience_s=PATIENCE_S)]
 
 
@@ -166,8 +165,7 @@ async def finish(bus: Bus, owner: Owner, endings: Sequence[Ending]) -> list[str]
     args: list[Arg] = [*owner.limits.kept(owner.shard.base), owner.nonce]
     for item in endings:
         keys += _task_keys(shard, item.id)
-        args += (item.id, item.epoch, item.entry, item.first, item.last, item.chunks, item.journal)
-        args += (item.state, item.status, item.result, item.finished)
+        args += astuple(item)
     return [verdict.decode() for verdict in await bus.run(FINISH, keys, args, patience_s=PATIENCE_S, durable=True)]
 
 
@@ -185,8 +183,7 @@ async def release(bus: Bus, owner: Owner, items: Sequence[Release]) -> list[str]
     ]
     for item in items:
         keys += _task_keys(shard, item.id)
-        args += (item.id, item.epoch, item.entry, item.first, item.last, item.chunks, item.journal)
-        args += (item.charge, item.why, item.share, item.status, item.result, item.finished)
+        args += astuple(item)
     return [verdict.decode() for verdict in await bus.run(RELEASE, keys, args, patience_s=PATIENCE_S, durable=True)]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from shared.bus.client import Bus
 from shared.bus.connection import Arg
@@ -59,7 +60,7 @@ async def admit(bus: Bus, shard: ShardKeys, arrivals: Sequence[Arrival]) -> list
     keys += [shard.task(arrival.id) if arrival.id else shard.arrivals for arrival in arrivals]
     args: list[Arg] = []
     for arrival in arrivals:
-        args += (arrival.id, arrival.entry)
+        args += astuple(arrival)
     return [verdict.decode() for verdict in await bus.run(ADMIT, keys, args)]
 
 
@@ -82,5 +83,5 @@ async def repair(bus: Bus, shard: ShardKeys, limits: Limits, looks: Sequence[Loo
     """One verdict per task: 'well', 'repaired', or the epoch that it is astray with."""
     args: list[Arg] = [*limits.kept(shard.base)]
     for look in looks:
-        args += (look.id, look.astray_epoch)
+        args += astuple(look)
     return [verdict.decode() for verdict in await bus.run(REPAIR, [shard.expiry, shard.leases], args)]

@@ -23,18 +23,18 @@ async def test_every_promise_holds_while_everything_is_broken(tmp_path: Path) ->
     options = Options(
         seed=20,
         folder=tmp_path,
-        minutes=0.35,
+        minutes=0.25,
         every_s=1.0,
         kinds=WEIGHTS,
         replicas="ingress=2,scheduler=2,inference=2,notifier=2",
         lease_s=3,
-        kept_s=12,
+        kept_s=10,
         shares=SHORT,
     )
     made = await chaos(options, unseen)
     assert not made.breaches, f"{made.text()}\n{tmp_path}/tales.txt"
     assert sum(made.faults.values()) >= 10
-    assert sum(made.tasks.values()) >= 200
+    assert sum(made.tasks.values()) >= 150
     assert {"completed", "cancelled"} <= made.ends.keys()
 
 

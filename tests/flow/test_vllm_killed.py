@@ -88,5 +88,6 @@ async def test_the_text_is_that_of_an_undisturbed_run_wherever_the_worker_is_kil
             assert disturbed["usage"] == undisturbed["usage"]
         structured = await told(client, redis, response_format=STRUCTURED)
         await both_workers_live(redis, timeout_s=120)
-        assert await told(client, redis, kill_at=5, response_format=STRUCTURED)["text"] == structured["text"]
+        disturbed = await told(client, redis, kill_at=5, response_format=STRUCTURED)
+        assert disturbed["text"] == structured["text"]
     await redis.aclose()
