@@ -54,8 +54,9 @@ class SessionFeed:
     """All shards' tasks of a session. It listens first, then looks up what is there already: a task is followed once."""
 
     def __init__(self, bus: Bus, tails: Tails, sub: Sub, push: Push) -> None:
-        """Raises: InvalidRequest."""
+        """Raises: InvalidRequest, InvalidTaskId."""
         given = sub.after if isinstance(sub.after, dict) else {}
+        self._places = {task: place_of(task) for task in given}
         self._cursors = {task: parse_cursor(cursor) for task, cursor in given.items() if cursor != SEEN}
         if isinstance(sub.after, str) and sub.after not in ("", "0", "now"):
             raise InvalidRequest("`after` of a session is `0`, `now`, or an object of cursors by task.", param="after")
@@ -120,7 +121,7 @@ class SessionFeed:
         while True:
             try:
                 for tail in self._tails:
-                    for task_id, state in await self._newest(tail):
+                    for task_id, state in await self._known(tail):
                         if self._skip_ended and state.terminal and task_id not in self._feeds:
                             self._forget(task_id)
                         self._follow(task_id)
@@ -131,11 +132,12 @@ class SessionFeed:
                 self._skip_ended = False  # what ends from here on is told, also after a gap
                 return
 
-    async def _newest(self, tail: Tail) -> list[tuple[str, State]]:
-        """The newest tasks of the session in a shard, oldest first."""
+    async def _known(self, tail: Tail) -> list[tuple[str, State]]:
+        """The session's tasks in a shard that still exist: those the client named, then the newest ones, oldest first."""
         call = self._bus.bulk.send
         found = await call("ZREVRANGE", tail.keys.session(self._sub.session), 0, SESSION_TASKS - 1)
-        ids = [task_id.decode() for task_id in reversed(found)]
+        named = [task_id for task_id in self._cursors if self._tails.of(self._places[task_id]) is tail]
+        ids = list(dict.fromkeys([*named, *(task_id.decode() for task_id in reversed(found))]))
         states = await asyncio.gather(*(call("HGET", tail.keys.task(task_id), "state") for task_id in ids))
         return [(id, State(state.decode())) for id, state in zip(ids, states, strict=True) if state is not None]
 

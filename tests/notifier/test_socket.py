@@ -169,6 +169,24 @@ async def test_an_unsubscribed_task_is_not_told_of_any_more(bus: Bus) -> None:
         assert told.count("sync") == 1
 
 
+async def test_a_task_that_its_session_list_has_forgotten_is_told_to_whoever_names_it(bus: Bus) -> None:
+    """The list expires some time after the newest submission, which may be before an older task has ended."""
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner, session="s")
+    gone = tasks.new_id()
+    await tasks.finish_one(bus, owner, tasks.ending(hand, 1, 1))
+    await bus.commands.call("DEL", tasks.SHARD.session("s"))
+    sub = {"t": "sub", "id": 1, "session": "s", "after": {hand.id: "0", gone: "0"}}
+    async with serving(bus) as (url, _), client(url, HELLO, sub) as socket:
+        assert (await until(socket, "done"))["task"] == hand.id
+
+
+async def test_a_session_that_names_what_is_no_task_is_refused(bus: Bus) -> None:
+    sub = {"t": "sub", "id": 1, "session": "s", "after": {"x": "0"}}
+    async with serving(bus) as (url, _), client(url, HELLO, sub) as socket:
+        assert (await messages(socket))[-1]["code"] == "not_found"
+
+
 # -- cancel
 
 

@@ -145,24 +145,27 @@ def _faults_of_end(task: dict[str, str], limits: Limits) -> Iterator[str]:
 
 
 def _faults_of_history(task: dict[str, str]) -> Iterator[str]:
-    """Every attempt but the last is remembered, and the last one if it was no end by itself."""
+    """Every attempt but the last is remembered, and the last one if it was no end by itself; each is charged once at most."""
     text, attempts = task.get("history", ""), int(task.get("attempts", 0))
     numbers = [msgspec.json.decode(line)["attempt"] for line in text.splitlines()]
-    if len(text) <= HISTORY_BYTES and not (
-        numbers == list(range(1, len(numbers) + 1)) and attempts - 1 <= len(numbers) <= attempts
-    ):
+    if len(text) > HISTORY_BYTES:
+        return
+    if numbers != list(range(1, len(numbers) + 1)) or not attempts - 1 <= len(numbers) <= attempts:
         yield f"{attempts} attempts, and its history has {numbers}"
+    charges = int(task.get("crashes", 0)) + int(task.get("failures", 0))
+    if charges > len(numbers):
+        yield f"{charges} crashes and failures, and its history has {len(numbers)} attempts"
 
 
 def _faults_of_log(task: dict[str, str], log: list[Event]) -> list[str]:
     """Numbers are dense; whatever a new attempt says of the old output is true; the end comes once, and last."""
     attempt = last = 0
-    for event in log[:-1]:
+    for before, event in zip([None, *log], log[:-1], strict=False):
         match event:
             case Reset():
-                fits, last = event.attempt >= attempt, 0
+                fits, last = event.attempt >= attempt and event != before, 0
             case Resumed():
-                fits = event.last == last and event.attempt >= attempt
+                fits = event.last == last and event.attempt >= attempt and event != before
             case Chunks():
                 fits, last = event.first == last + 1 <= event.last and event.attempt >= attempt, event.last
             case _:

@@ -8,12 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct
 
-from tests.support.processes import children, descendants, kill_all
+from tests.support.processes import children, descendants, kill_all, started
 
 
 class Deployment(Struct):
@@ -100,7 +100,7 @@ def first_line(process: subprocess.Popen[str], timeout_s: float) -> str:
 
 
 def stop(process: subprocess.Popen[str], timeout_s: float = 60) -> None:
-    below: Sequence[int] = descendants(process.pid) if process.poll() is None else []
+    below = {pid: started(pid) for pid in descendants(process.pid)} if process.poll() is None else {}
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(timeout_s)
@@ -109,7 +109,7 @@ def stop(process: subprocess.Popen[str], timeout_s: float = 60) -> None:
         process.wait()
     if process.stdout is not None:
         process.stdout.close()
-    kill_all(below)
+    kill_all(pid for pid, at in below.items() if started(pid) == at)  # a number may have been given again
 
 
 def cpu_s(pid: int) -> float:

@@ -22,6 +22,11 @@ def kill_all(pids: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def started(pid: int) -> str:
+    """When, in the kernel's ticks: with the number it is the identity of a process. Empty: it has ended."""
+    return "".join(_fields(Path(f"/proc/{pid}/stat"))[19:20])
+
+
 def alive(pid: int) -> bool:
     return _fields(Path(f"/proc/{pid}/stat"))[:1] not in ([], ["Z"])
 

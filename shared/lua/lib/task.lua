@@ -42,6 +42,9 @@ local function foreign(task)
   if not is(task.log, 'stream') then return task.log end
   if not is(task.bus, 'stream') then return task.bus end
   if task.reply_to ~= '' and not is(base .. 'outbox', 'stream') then return base .. 'outbox' end
+  if task.session ~= '' and not is(base .. 'session:' .. task.session, 'zset') then
+    return base .. 'session:' .. task.session
+  end
   return nil
 end
 
@@ -79,6 +82,14 @@ local function requeue(task, why, due_ms)
   end
 end
 
+-- A session's list expires some time after its newest task came, which may be before an older one has ended.
+local function list_again(task)
+  if task.session == '' then return end
+  local index = base .. 'session:' .. task.session
+  redis.call('ZADD', index, 'NX', task.created_at_ms, task.id)
+  redis.call('PEXPIRE', index, kept_ms)
+end
+
 -- The one way into a terminal state.
 local function end_task(task, state, status, result, finished)
   publish(task, finished, '')
@@ -92,6 +103,7 @@ local function end_task(task, state, status, result, finished)
     redis.call('ZREM', base .. 'backlog:' .. task.lane, task.id)
   end
   if task.reply_to ~= '' then redis.call('XADD', base .. 'outbox', '*', 't', task.id) end
+  list_again(task)
 end
 
 -- An end that no engine decided: one of ENDS. Whoever runs it is fenced, and will not take its own end for written.

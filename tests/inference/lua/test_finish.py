@@ -203,3 +203,12 @@ async def test_spoiled_neighbours_do_not_keep_a_task_from_ending(bus: Bus) -> No
         f"wrongtype {SHARD.outbox}",
         "ok",
     ]
+
+
+async def test_ended_task_of_a_session_is_in_its_list_even_if_that_had_expired(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner, session="s1")
+    await bus.commands.call("DEL", SHARD.session("s1"))
+    assert await finish_one(bus, owner, ending(hand, 1, 0)) == "ok"
+    assert await bus.commands.call("ZRANGE", SHARD.session("s1"), 0, -1) == [hand.id.encode()]
+    assert 0 < await tasks.ttl_ms(bus, SHARD.session("s1")) <= tasks.LIMITS.results_kept_s * 1000
