@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 ORPHAN_S = 2.0
 """What a service whose parent was killed may still take; leases and groups of the dead are dealt with by others."""
 
+CLOSING_S = 5
+"""For calls to end whose connections were closed."""
+
 Settings = TypeVar("Settings", bound=CommonSettings)
 
 
@@ -125,10 +128,10 @@ class HttpServer:
             access_log=False,
             proxy_headers=False,
             backlog=backlog,
-            timeout_graceful_shutdown=max(1, int(drain_s)),
+            timeout_graceful_shutdown=int(drain_s) + CLOSING_S,
             timeout_keep_alive=75,
         )
-        self._server = _Server(config)
+        self._server, self._drain_s = _Server(config), drain_s
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -137,10 +140,18 @@ class HttpServer:
             await asyncio.sleep(0.005)
 
     async def stop(self) -> None:
-        """Accept nothing more, let what is under way end within `drain_s`."""
+        """Accept nothing more, let what is under way end within `drain_s`; then close its connections.
+
+        A client whose connection ends asks again, elsewhere. The server's own way is to cancel the calls, which answers each
+        with a 500: that would say that the request failed, and many clients would give up.
+        """
         self._server.should_exit = True
-        if self._serving is not None:
-            await self._serving
+        if self._serving is None:
+            return
+        await asyncio.wait([self._serving], timeout=self._drain_s)
+        for connection in list(self._server.server_state.connections):
+            connection.transport.close()
+        await self._serving
 
 
 def _bind(host: str, port: int) -> socket.socket:

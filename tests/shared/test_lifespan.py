@@ -1,0 +1,65 @@
+"""How an HTTP server stops: what is under way ends, or its connection does; nobody is answered with an error."""
+
+import asyncio
+
+import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from shared.clock import monotonic_s
+from shared.lifespan import HttpServer
+
+
+class Slow:
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked, self.answering = asyncio.Event(), asyncio.Event()
+        self.gone = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        self.asked.set()
+        leaving = asyncio.create_task(self._watch(receive))
+        await self.answering.wait()
+        leaving.cancel()
+        if not self.gone:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"done"})
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            continue
+        self.gone = True
+        self.answering.set()
+
+
+async def asked(app: Slow, drain_s: float) -> tuple[HttpServer, "asyncio.Task[httpx.Response]", httpx.AsyncClient]:
+    server = HttpServer(app, "127.0.0.1", 0, drain_s=drain_s)
+    await server.start()
+    client = httpx.AsyncClient(timeout=30)
+    calling = asyncio.create_task(client.get(server.url))
+    await app.asked.wait()
+    return server, calling, client
+
+
+async def test_a_call_under_way_is_answered_while_the_server_stops() -> None:
+    app = Slow()
+    server, calling, client = await asked(app, drain_s=10)
+    stopping = asyncio.create_task(server.stop())
+    app.answering.set()
+    assert (await calling).text == "done"
+    await stopping
+    await client.aclose()
+
+
+async def test_a_call_that_takes_longer_than_the_time_to_drain_loses_its_connection_and_gets_no_error() -> None:
+    app = Slow()
+    server, calling, client = await asked(app, drain_s=0.05)
+    began_s = monotonic_s()
+    await server.stop()
+    with pytest.raises(httpx.RemoteProtocolError):
+        await calling
+    assert app.gone
+    assert monotonic_s() - began_s < 4
+    await client.aclose()
