@@ -25,7 +25,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
     started_at_ms: int
     ended_at_ms: int
     why: str
-    """lost, engine_died, drained, redis_unreachable, unreadable; or the code of the error after which it was tried again."""
+    """lost, engine_died, drained, redis_unreachable, out_of_step, unreadable; or the code of the error after which it was tried again."""
     last: int
     """Chunks published by then, by this attempt and those it went on from."""
 

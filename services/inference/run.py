@@ -22,6 +22,7 @@ class Parting(Struct, frozen=True):
 FENCED = Parting("none", "fenced")
 DRAINED = Parting("none", "drained")
 ENGINE_DIED = Parting("crash", "engine_died")
+OUT_OF_STEP = Parting("none", "out_of_step")
 UNREACHABLE = Parting("none", "redis_unreachable")
 UNREADABLE = Parting("crash", "unreadable")
 

@@ -26,7 +26,17 @@ from services.inference.emitter import Emitter
 from services.inference.ending import RETRIED, Conclusion, conclude, ending, failure, parting, setback, untouched
 from services.inference.engine import Answer, Call, CannotResume, Chunk, Engine, EngineDead
 from services.inference.restoring import restore, tell
-from services.inference.run import DRAINED, ENGINE_DIED, FENCED, UNREACHABLE, UNREADABLE, Fenced, Parting, Run
+from services.inference.run import (
+    DRAINED,
+    ENGINE_DIED,
+    FENCED,
+    OUT_OF_STEP,
+    UNREACHABLE,
+    UNREADABLE,
+    Fenced,
+    Parting,
+    Run,
+)
 from services.inference.scripts import Ending, Hand, Owner, Release, Running, finish, release, start
 from shared.bus.batch import Batcher
 from shared.bus.client import Bus
@@ -274,7 +284,7 @@ class Worker:
                 if run.published <= run.last:
                     continue
                 log.error("task %s has %d chunks published, this run made fewer", run.id, run.published)
-                return "fenced"  # another generation's output; its lease decides
+                return await self._releases.add(untouched(run.hand, run.published, OUT_OF_STEP))
             if not verdict.startswith("wrongtype"):
                 if verdict == "fenced":
                     metrics.FENCED.inc()

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from services.inference.engine import Answer, Call, CannotResume, Capacity, Chunk, EngineDead
-from services.inference.run import FENCED
+from services.inference.run import DRAINED, FENCED
 from services.inference.scripts import Hand, Owner
 from services.inference.worker import Worker
 from services.scheduler.scripts import dispatch, reap
@@ -199,6 +199,19 @@ async def test_a_drained_worker_hands_back_what_does_not_end_with_all_its_chunks
     hash = await tasks.fields(bus, hand.id)
     assert (hash["state"], hash["last"], hash.get("crashes", "0")) == ("pending", "2", "0")
     assert '"why":"drained"' in hash["history"]
+
+
+async def test_a_run_that_is_out_of_step_with_its_log_hands_the_task_on(bus: Bus, owner: Owner) -> None:
+    """Nothing of ours brings it about; should it be so, the slot must be free and the task go on elsewhere."""
+    worker = Worker(bus, owner, Scripted(chunk("a"), HANG))
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: worker.runs[hand.id].published == 1, "the first chunk is published")
+    await bus.commands.call("HSET", SHARD.task(hand.id), "last", 5)
+    worker.stop(hand.id, DRAINED)
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    hash = await tasks.fields(bus, hand.id)
+    assert (hash["state"], hash["last"]) == ("pending", "5")
+    assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
 
 
 async def test_a_lost_task_frees_the_slot_of_the_worker_that_lost_it(bus: Bus, owner: Owner) -> None:
