@@ -28,7 +28,7 @@ async def test_every_promise_holds_while_everything_is_broken(tmp_path: Path) ->
         kinds=WEIGHTS,
         replicas="ingress=2,scheduler=2,inference=2,notifier=2",
         lease_s=3,
-        kept_s=10,
+        kept_s=20,
         shares=SHORT,
     )
     made = await chaos(options, unseen)
