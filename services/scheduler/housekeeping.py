@@ -9,6 +9,7 @@ from services.scheduler.intake import Intake
 from services.scheduler.repairing import Repair
 from services.scheduler.scripts import due, reap
 from shared.bus.client import Bus
+from shared.bus.script import MAX_ITEMS
 from shared.config import Limits
 from shared.errors import CommandRefused
 from shared.keys import ShardKeys
@@ -17,6 +18,8 @@ from shared.submit import ATTACHED_MS
 
 log = logging.getLogger(__name__)
 
+PAGES = 50
+"""Of 100 tasks, at most in one pass: a worker may have had thousands, and is given up at once; then others have their turn."""
 BUS_KEPT_MS = 120_000
 INTERVAL_S = 1.0
 """A lost worker is noticed within a lease and this."""
@@ -44,18 +47,24 @@ class Housekeeping:
         await self._measure(int(now_s * 1000))
 
     async def _reap(self) -> None:
-        reaped = await reap(self._bus, self._shard, self._limits)
-        for stage, count in (("running", reaped.running), ("unstarted", reaped.unstarted)):
-            metrics.TAKEN_BACK.labels(*self._labels, stage).inc(count)
-        metrics.QUARANTINED.labels(*self._labels).inc(reaped.quarantined)
-        if reaped.workers or reaped.running or reaped.unstarted:
-            log.warning("%s: took back %d running and %d unstarted tasks, removed %d silent workers",
-                        self._shard.tag, reaped.running, reaped.unstarted, reaped.workers)  # fmt: skip
+        for _ in range(PAGES):
+            reaped = await reap(self._bus, self._shard, self._limits)
+            for stage, count in (("running", reaped.running), ("unstarted", reaped.unstarted)):
+                metrics.TAKEN_BACK.labels(*self._labels, stage).inc(count)
+            metrics.QUARANTINED.labels(*self._labels).inc(reaped.quarantined)
+            if reaped.workers or reaped.running or reaped.unstarted:
+                log.warning("%s: took back %d running and %d unstarted tasks, removed %d silent workers",
+                            self._shard.tag, reaped.running, reaped.unstarted, reaped.workers)  # fmt: skip
+            if max(reaped.running, reaped.unstarted) < MAX_ITEMS:
+                return
 
     async def _pass_time(self, *, waiters: bool) -> None:
-        passed = await due(self._bus, self._shard, self._limits, waiters=waiters)
-        for what in ("expired", "cancelled", "told", "back"):
-            metrics.DUE.labels(*self._labels, what).inc(getattr(passed, what))
+        for _ in range(PAGES):
+            passed = await due(self._bus, self._shard, self._limits, waiters=waiters)
+            for what in ("expired", "cancelled", "told", "back"):
+                metrics.DUE.labels(*self._labels, what).inc(getattr(passed, what))
+            if max(passed.expired, passed.cancelled, passed.told, passed.back) < MAX_ITEMS:
+                return
 
     async def _remove_readers(self, now_ms: int) -> None:
         """Bus groups of replicas that died without leaving."""
