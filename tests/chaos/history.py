@@ -86,9 +86,9 @@ class History:
             return event
         if what != "ticket":
             story.events.append(event)
-        if what == "acknowledged" and details.get("id"):
+        if details.get("id"):
             self.by_id[details["id"]] = key
-        elif what == "seen":
+        if what == "seen":
             story.ended.set()
         return event
 

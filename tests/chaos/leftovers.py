@@ -100,9 +100,10 @@ def _faults_of_tasks(cluster: Cluster) -> list[str]:
     found = []
     for shard in cluster.shards():
         whole = audit.read(cluster.url, shard)
-        dead = [letter for letter in whole.entries("dead") if letter["t"] in whole.tasks]
+        tasks = {id: task for id, task in whole.tasks.items() if task}  # empty: it has expired meanwhile
+        dead = [letter for letter in whole.entries("dead") if letter["t"] in tasks]
         streams = whole.streams | {"dead": audit.StreamContent(dead, {})}
-        kept = msgspec.structs.replace(whole, streams=streams, strangers=[])
+        kept = msgspec.structs.replace(whole, tasks=tasks, streams=streams, strangers=[])
         found += audit.faults_of_tasks(kept, (), cluster.config.limits) + audit.faults_of_drained(kept)
     return found
 

@@ -25,26 +25,30 @@ class Recovery:
     def __init__(self, history: History) -> None:
         self._history = history
         self._open: list[Wound] = []
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-        """By kind of fault."""
+        self._found: list[tuple[str, str, float]] = []
+        """Kind of fault, task, seconds."""
 
     def on_fault(self, kind: str, ids: list[str], *, each: bool) -> None:
-        well = {id for id in ids if not self._is_poison(id)}
-        if well:
-            self._open.append(Wound(kind, now_ms(), well, each))
-
-    def _is_poison(self, id: str) -> bool:
-        story = self._history.stories.get(self._history.by_id.get(id, ""))
-        return story is not None and bool(story.ticket.poison)
+        if ids:
+            self._open.append(Wound(kind, now_ms(), set(ids), each))
 
     def on_event(self, id: str, at_ms: int) -> None:
         for wound in self._open:
             if id in wound.ids and at_ms > wound.at_ms:
                 seconds = (at_ms - wound.at_ms) / 1000
-                self.seconds[wound.kind].append(seconds)
+                self._found.append((wound.kind, id, seconds))
                 self._history.note(self._history.by_id.get(id, id), "recovered", of=wound.kind, seconds=seconds)
                 wound.ids = wound.ids - {id} if wound.each else set()
         self._open = [wound for wound in self._open if wound.ids]
+
+    def seconds(self) -> dict[str, list[float]]:
+        """By kind of fault. Whose task it was, and whether it was poison, may be known only in the end."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for kind, id, seconds in self._found:
+            story = self._history.stories.get(self._history.by_id.get(id, ""))
+            if story is None or not story.ticket.poison:
+                found[kind].append(seconds)
+        return found
 
 
 def percentile(values: list[float], share: float) -> float:

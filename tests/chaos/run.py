@@ -211,7 +211,7 @@ class Run:
             quarantined=quarantined(history),
             cancel_p50_s=percentile(cancels, 0.5),
             cancel_p99_s=percentile(cancels, 0.99),
-            recovery=report.recovered(self.recovery.seconds),
+            recovery=report.recovered(self.recovery.seconds()),
             bytes_before=self.before.bytes,
             bytes_after=self.after.bytes,
             bytes_kept=self.after.kept_bytes,
