@@ -8,7 +8,7 @@ from services.cli.up.screen import Screen
 from shared.clock import monotonic_s
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-QUICK_S = 15.0
+QUICK_S = 5.0
 """A death after a longer life, counted from when it was ready, is paused for as the first."""
 FAILED_STARTS = 5
 """In a row: starting it a sixth time would not help."""
