@@ -221,20 +221,20 @@ class Run:
 
 async def chaos(options: Options, progress: Progress) -> Report:
     """A whole run. Its folder holds the history, the logs of all processes, the report, and tales of what went wrong."""
-    adopt_orphans()
-    others = children(os.getpid())
-    history = History(options.folder / "history.jsonl")
-    run_s, patience_s = RUN_S[options.engine], PATIENCE_S[options.engine]
-    config = CONFIG.format(
-        model=MODEL, kept_s=options.kept_s, lease_s=options.lease_s, run_s=run_s, waiting_s=int(patience_s) + 50
-    )
-    async with cluster(options.folder, config, options.replicas, options.engine, history) as (running, own):
-        run = Run(options, history, running, own, others)
-        async with progress(run.progress):
-            await run.run()
-    history.close()
-    made = run.report()
-    _write(made, run.witness, history, options.folder)
+    with adopting_orphans():
+        others = children(os.getpid())
+        history = History(options.folder / "history.jsonl")
+        run_s, patience_s = RUN_S[options.engine], PATIENCE_S[options.engine]
+        config = CONFIG.format(
+            model=MODEL, kept_s=options.kept_s, lease_s=options.lease_s, run_s=run_s, waiting_s=int(patience_s) + 50
+        )
+        async with cluster(options.folder, config, options.replicas, options.engine, history) as (running, own):
+            run = Run(options, history, running, own, others)
+            async with progress(run.progress):
+                await run.run()
+        history.close()
+        made = run.report()
+        _write(made, run.witness, history, options.folder)
     return made
 
 
@@ -252,10 +252,15 @@ def _write(made: Report, witness: Witness, history: History, folder: Path) -> No
         (folder / "tales.txt").write_text("\n\n".join(tales) + "\n")
 
 
-def adopt_orphans() -> None:
-    """Whoever loses its parent becomes our child, so that nothing can hide from the last look (Linux)."""
-    set_child_subreaper = 36
-    ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
+@contextlib.contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Meanwhile whoever loses its parent becomes our child, so that nothing can hide from the last look (Linux)."""
+    set_child_subreaper, prctl = 36, ctypes.CDLL(None).prctl
+    prctl(set_child_subreaper, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(set_child_subreaper, 0, 0, 0, 0)
 
 
 async def _stopped(task: asyncio.Task[None]) -> None:

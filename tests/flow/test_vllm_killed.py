@@ -30,9 +30,10 @@ ASKED: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Three, so that two are there while the one that was killed starts."""
     config = f"{CONFIG}\n[limits]\nlease_s = 2\n"
-    with deployment(tmp_path_factory.mktemp("killed"), "--replicas", "inference=2", config=config) as up:
+    with deployment(tmp_path_factory.mktemp("killed"), "--replicas", "inference=3", config=config) as up:
         yield up
 
 
@@ -72,11 +73,9 @@ async def told(client: openai.AsyncOpenAI, redis: Any, kill_at: int | None = Non
     return {"text": "".join(texts), "logprobs": logprobs, "usage": usage.to_dict()}
 
 
-async def test_the_text_is_that_of_an_undisturbed_run_wherever_the_worker_is_killed(two_workers: Deployment) -> None:
-    redis: Any = Redis.from_url(two_workers.redis, decode_responses=True)
-    async with openai.AsyncOpenAI(
-        base_url=f"{two_workers.http}/v1", api_key="none", max_retries=0, timeout=120
-    ) as client:
+async def test_the_text_is_that_of_an_undisturbed_run_wherever_the_worker_is_killed(workers: Deployment) -> None:
+    redis: Any = Redis.from_url(workers.redis, decode_responses=True)
+    async with openai.AsyncOpenAI(base_url=f"{workers.http}/v1", api_key="none", max_retries=0, timeout=120) as client:
         await both_workers_live(redis, timeout_s=120)
         undisturbed = await told(client, redis)
         assert len(undisturbed["logprobs"]) == 40
