@@ -1,6 +1,7 @@
 """Workers die, sleep and stop in the middle of answers; clients go, cancel and wait too long: nothing is lost, nothing twice."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -90,9 +91,18 @@ async def reached(http: httpx.AsyncClient, id: str, status: str) -> dict[str, An
 
 
 async def worker_process(redis: Any, worker: str) -> int:
-    connections = await redis.client_list()
-    address = next(connection["addr"] for connection in connections if connection["name"] == worker)
-    return holder_of_port(int(address.rpartition(":")[2]))
+    """By its connections to Redis. The kernel's table of connections may leave one out while it changes: so look again."""
+    found: list[int] = []
+
+    async def seen() -> bool:
+        for connection in await redis.client_list():
+            if connection["name"].startswith(worker):
+                with contextlib.suppress(LookupError):
+                    found.append(holder_of_port(int(connection["addr"].rpartition(":")[2])))
+        return bool(found)
+
+    await wait_until(seen, f"the process of {worker} is found")
+    return found[0]
 
 
 async def both_workers_live(redis: Any, timeout_s: float = 30) -> None:
