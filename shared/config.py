@@ -132,6 +132,8 @@ def _parse(path: str, data: dict[str, Any]) -> Config:
             faults.append(f"{key}: unknown; known: {', '.join(KNOWN)}")
     given = {key: data[key] for key in Safety.__struct_fields__ if key in data}
     safety = read_fields(Safety, given, str, faults)
+    if safety.get("replicas") and given.get("durability", "fast") == "fast":
+        faults.append(f"replicas is {safety['replicas']}: durability is 'fast', which waits for none")
     tables = _table(data, "pools", faults)
     pools = {name: _pool(name, table, faults) for name, table in tables.items()}
     limits = read_fields(Limits, _table(data, "limits", faults), lambda field: f"limits.{field}", faults)

@@ -140,6 +140,12 @@ def test_durability_is_said_at_the_top(tmp_path: Path) -> None:
     assert (read(tmp_path, "").durability, read(tmp_path, "").replicas) == ("fast", 0)
 
 
+def test_replicas_that_nobody_would_wait_for_are_a_fault(tmp_path: Path) -> None:
+    for text in ("replicas = 2", 'durability = "fast"\nreplicas = 2'):
+        assert "replicas is 2: durability is 'fast', which waits for none" in faults(tmp_path, text)
+    assert read(tmp_path, 'durability = "fast"\nreplicas = 0').replicas == 0
+
+
 def test_durability_that_does_not_exist_is_a_fault(tmp_path: Path) -> None:
     told = faults(tmp_path, 'durability = "sure"\nreplicas = -1\ndurable = true')
     assert "durability is 'sure': allowed: fast, replicated, synced" in told
