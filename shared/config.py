@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from shared.errors import ConfigError
 from shared.faults import read_fields
+from shared.policy import Live, Policy
 
 DEFAULT_PATH = "headrace.toml"
 DEFAULT_POOL = "smol"
@@ -102,6 +103,12 @@ class Config(Safety, frozen=True, kw_only=True):
     limits: Limits = Limits()
     path: str | None = None
     """The file it was read from; None: built-in defaults."""
+    live: Live = field(default_factory=lambda: Live(Policy()))
+
+    @property
+    def policy(self) -> Policy:
+        """What may change while everything runs: ask for it each time."""
+        return self.live.policy
 
 
 KNOWN = ("durability", "limits", "pools", "replicas")

@@ -52,6 +52,20 @@ class Task(Message, frozen=True, kw_only=True, omit_defaults=True, tag="task.v1"
     """Worth something only while its client waits for it: cancelled when nobody does."""
     requeued_from: str = ""
     """The dead task that this one repeats."""
+    key: str = ""
+    """Name of the API key that asked; its own limits hold beside those of the tenant."""
+    alias: str = ""
+    """What the client called the model, when that was an alias."""
+    variant: str = ""
+    """The branch of the alias that serves it."""
+    shadow_of: str = ""
+    """The task that this one repeats for comparison; nobody gets its answer."""
+    not_before_ms: int = 0
+    """Unix ms; it does not start earlier. 0: at once."""
+    waits: bool = False
+    """Over its tenant's limits it waits, instead of being refused."""
+    cache: str = ""
+    """As asked for: `off`, `refresh`, or seconds to keep the answer; empty: as the rules say."""
     template_id: str = ""
     context: Raw = NULL
     metadata: Raw = NULL

@@ -27,12 +27,33 @@ NAME = re.compile(r"[A-Za-z0-9_.:@-]{1,128}")
 """What may become part of a key: sessions, reply streams, producers' ids."""
 
 
-class Request(Struct, frozen=True):
-    """A valid request: its task, its untouched body, and the pool that serves its model."""
+class CacheKey(Struct, frozen=True):
+    digest: str
+    """Of all that decides the answer, and of the tenant unless it is shared."""
+    ttl_s: int
+    refresh: bool = False
+    """Run it, and keep the new answer."""
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """A valid request: its task, its body, and the pool that serves its model."""
 
     task: Task
     body: bytes
     pool: str
+    fingerprint: bytes = b""
+    """The body as it came, should an alias or a template have changed it: what makes a repeat the same."""
+    tokens_in: int = 0
+    """Of the prompt, an estimate."""
+    tokens_out: int = 0
+    """Most that it may make; 0: not said."""
+    prefix: tuple[str, ...] = ()
+    """Digests of the prompt's beginnings, the longest first: tasks that share one share KV cache."""
+    cache: CacheKey | None = None
+    fallbacks: tuple["Request", ...] = ()
+    """The same for other pools, in turn, should this one accept nothing more."""
+    shadow: "Request | None" = None
+    """To be submitted beside it, when it was accepted."""
 
 
 class Peek(Struct):
@@ -92,7 +113,7 @@ def from_openai(config: Config, route: str, body: bytes, *, task_id: str = "", a
         task_id=check_name("task_id", task_id),
         attached=attached,
     )
-    return Request(task, body, pool)
+    return Request(task=task, body=body, pool=pool)
 
 
 def from_json(config: Config, data: bytes) -> Request:
@@ -177,7 +198,7 @@ def _from_envelope(config: Config, envelope: Envelope) -> Request:
         expires_in_s=expiry_of(config, envelope.expires_in),
         metadata=_raw(envelope.metadata),
     )
-    return Request(task, body, pool_of(config, peek.model))
+    return Request(task=task, body=body, pool=pool_of(config, peek.model))
 
 
 def _from_shorthand(config: Config, short: Shorthand) -> Request:
@@ -206,7 +227,7 @@ def _from_shorthand(config: Config, short: Shorthand) -> Request:
         context=_raw(short.context),
         metadata=_raw(short.metadata),
     )
-    return Request(task, msgspec.json.encode(body), pool_of(config, model))
+    return Request(task=task, body=msgspec.json.encode(body), pool=pool_of(config, model))
 
 
 def _only_model(config: Config) -> str:
