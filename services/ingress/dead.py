@@ -180,7 +180,7 @@ class Dead:
             raise ModelNotFound(letter.task.model, [served])
         task = msgspec.structs.replace(letter.task, requeued_from=letter.task_id, attached=False)
         new_id = derived_task_id(place_of(letter.task_id), b"requeue", letter.task_id.encode())
-        submitted = await self._submitter.submit_as(Request(task, letter.body, pool), new_id)
+        submitted = await self._submitter.submit_as(Request(task=task, body=letter.body, pool=pool), new_id)
         return submitted.id, submitted.state
 
     async def _send_again(self, letter: Letter) -> tuple[str, State]:

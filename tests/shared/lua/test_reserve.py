@@ -21,7 +21,7 @@ async def reserve(bus: Bus, id: str, fingerprint: str, kept_ms: int = 60_000) ->
 
 def request(body: bytes = tasks.BODY) -> Request:
     task = Task(route="/v1/chat/completions", model=tasks.MODEL, tenant="default", task_id="order-7")
-    return Request(task, body, "smol")
+    return Request(task=task, body=body, pool="smol")
 
 
 async def test_first_sender_gets_the_key_and_it_expires(bus: Bus) -> None:
