@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
+from shared import policy_file
 from shared.errors import ConfigError
-from shared.faults import read_fields
+from shared.faults import nearest, read_fields, read_table
 from shared.policy import Live, Policy
 
 DEFAULT_PATH = "headrace.toml"
@@ -111,71 +112,78 @@ class Config(Safety, frozen=True, kw_only=True):
         return self.live.policy
 
 
-KNOWN = ("durability", "limits", "pools", "replicas")
+KNOWN = sorted([*Safety.__struct_fields__, "limits", "pools", *policy_file.SCALARS, *policy_file.TABLES])
 DEFAULT_POOLS = {DEFAULT_POOL: Pool(model="smollm2-135m-instruct")}
 
 
-def load(path: str | None) -> Config:
+def load(path: str | None, within: Config | None = None) -> Config:
     """Read `path`; None: headrace.toml of the working folder if there is one, else the defaults.
 
+    `within`: a configuration in force, whose pools and limits the policy must fit, because those of the file need a restart.
     Raises: ConfigError, listing every fault with file, key, value and what is allowed.
     """
     if path is None and not Path(DEFAULT_PATH).exists():
         return Config(pools=DEFAULT_POOLS)
     path = path or DEFAULT_PATH
     try:
-        data = tomllib.loads(Path(path).read_text())
+        text = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    return parse(path, text, within)
+
+
+def parse(path: str, text: bytes, within: Config | None = None) -> Config:
+    """What `load` does, with the bytes of the file. Raises: ConfigError."""
+    try:
+        data = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    return _parse(path, data)
-
-
-def _parse(path: str, data: dict[str, Any]) -> Config:
     faults: list[str] = []
     for key in data:
         if key not in KNOWN:
-            faults.append(f"{key}: unknown; known: {', '.join(KNOWN)}")
+            faults.append(f"{key}: unknown{nearest(key, KNOWN)}")
     given = {key: data[key] for key in Safety.__struct_fields__ if key in data}
     safety = read_fields(Safety, given, str, faults)
     if safety.get("replicas") and given.get("durability", "fast") == "fast":
         faults.append(f"replicas is {safety['replicas']}: durability is 'fast', which waits for none")
-    tables = _table(data, "pools", faults)
-    pools = {name: _pool(name, table, faults) for name, table in tables.items()}
-    limits = read_fields(Limits, _table(data, "limits", faults), lambda field: f"limits.{field}", faults)
-    models: dict[str, str] = {}
-    for name, table in tables.items():  # not `pools`: a pool with a fault elsewhere counts too
-        model = table.get("model") if isinstance(table, dict) else None
-        if isinstance(model, str) and models.setdefault(model, name) != name:
-            faults.append(f"pools.{name}.model is {model!r}: the pool {models[model]} serves it already")
+    pools, models = _pools(data, faults)
+    limits = Limits(**read_fields(Limits, read_table(data, "limits", faults), "limits.{}".format, faults))
+    if within is not None:
+        models = [pool.model for pool in within.pools.values()]
+    policy = policy_file.parse(data, models, limits if within is None else within.limits, faults)
     if faults:
-        raise ConfigError("\n".join([f"{path} has {len(faults)} faults:", *(f"  {fault}" for fault in faults)]))
-    valid = {name: pool for name, pool in pools.items() if pool is not None}
-    return Config(pools=valid or DEFAULT_POOLS, limits=Limits(**limits), path=path, **safety)
+        word = "fault" if len(faults) == 1 else "faults"
+        raise ConfigError("\n".join([f"{path} has {len(faults)} {word}:", *(f"  {fault}" for fault in faults)]))
+    return Config(pools=pools, limits=limits, path=path, live=Live(policy), **safety)
 
 
-def _pool(name: str, table: Any, faults: list[str]) -> Pool | None:
+def _pools(data: dict[str, Any], faults: list[str]) -> tuple[dict[str, Pool], list[str]]:
+    """The valid pools, and the models of all: a pool with a fault elsewhere counts too."""
+    tables = read_table(data, "pools", faults)
+    pools = {name: pool for name in tables if (pool := _pool(name, tables, faults)) is not None}
+    owners: dict[str, str] = {}
+    for name, table in tables.items():
+        model = table.get("model") if isinstance(table, dict) else None
+        if isinstance(model, str) and owners.setdefault(model, name) != name:
+            faults.append(f"pools.{name}.model is {model!r}: the pool {owners[model]} serves it already")
+    if not tables:
+        return DEFAULT_POOLS, [pool.model for pool in DEFAULT_POOLS.values()]
+    return pools, list(owners)
+
+
+def _pool(name: str, tables: dict[str, Any], faults: list[str]) -> Pool | None:
+    before = len(faults)
     if not POOL_NAME.fullmatch(name):
         faults.append(f"pools.{name}: a pool's name is 1 to 32 of a-z, 0-9 and -")
-    if not isinstance(table, dict):
-        faults.append(f"pools.{name} is {table!r}: expected a table, [pools.{name}]")
+    table = read_table(tables, name, faults, "pools.")
+    if not isinstance(tables[name], dict):
         return None
-    before = len(faults)
     engines: dict[str, Any] = {}
     for engine, kind in (("vllm", VllmOptions), ("echo", EchoOptions)):
-        given = _table(table, engine, faults, f"pools.{name}.")
+        given = read_table(table, engine, faults, f"pools.{name}.")
         engines[engine] = read_fields(kind, given, partial("pools.{}.{}.{}".format, name, engine), faults)
     rest = {key: value for key, value in table.items() if key not in engines}
-    values = read_fields(Pool, rest, lambda field: f"pools.{name}.{field}", faults)
+    values = read_fields(Pool, rest, partial("pools.{}.{}".format, name), faults)
     if len(faults) > before:
         return None
     return Pool(**values, vllm=VllmOptions(**engines["vllm"]), echo=EchoOptions(**engines["echo"]))
-
-
-def _table(data: dict[str, Any], key: str, faults: list[str], prefix: str = "") -> dict[str, Any]:
-    table = data.get(key, {})
-    if isinstance(table, dict):
-        return table
-    faults.append(f"{prefix}{key} is {table!r}: expected a table, [{prefix}{key}]")
-    return {}

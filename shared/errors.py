@@ -3,6 +3,12 @@
 HeadraceError
   RequestError            the sender's fault; carries what an OpenAI client expects to see
     InvalidRequest        400  a field is missing, wrong or unknown
+    TemplateNotFound      400
+    TemplateFailed        400  the template cannot be filled in with what the request says
+    TokensOverLimit       400  it may use more tokens than its tenant or key may in a whole minute
+    Unauthorized          401  no API key, or one that is not known
+    Forbidden             403  it names a tenant that is not the caller's
+    ProducerUnknown       403  its stream door belongs to no tenant
     InvalidTaskId         404  not an id of ours
     TaskNotFound          404  unknown, or its result has expired
     DeadLetterNotFound    404  unknown, dropped, or requeued
@@ -10,6 +16,11 @@ HeadraceError
     IdempotencyConflict   409  the same key with another body
     BodyTooLarge          413
     BacklogFull           429  the shard accepts no more waiting tasks
+    TenantFull            429  the tenant has as many tasks waiting as it may
+    BatchFull             429  the tenant has as many tokens of batch work waiting as it may
+    DeadlineTooShort      429  the task would not start by its deadline
+    RateLimited           429  no more requests for a moment
+      TokenRateLimited    429  no more tokens for a moment
   BusError                Redis, translated at one boundary (shared/bus/connection.py)
     BusUnavailable        no connection, or no answer in time; nothing is known of the command
       NotConfirmed        written, but in fewer places than the durability in force asks for
@@ -22,6 +33,7 @@ HeadraceError
   ConfigError             every fault of the configuration at once
 """
 
+import math
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -57,6 +69,21 @@ class RequestError(HeadraceError):
 
 class InvalidRequest(RequestError):
     pass
+
+
+class TemplateNotFound(RequestError):
+    code = "template_not_found"
+
+    def __init__(self, name: str, near: Sequence[str], known: Sequence[str]) -> None:
+        hint = f"did you mean {' or '.join(f'`{other}`' for other in near)}?" if near else f"known: {', '.join(known)}"
+        super().__init__(f"There is no template {name[:80]!r}; {hint}", param="template_id")
+
+
+class TemplateFailed(RequestError):
+    code = "template_failed"
+
+    def __init__(self, name: str, why: str, *, param: str = "template_id") -> None:
+        super().__init__(f"The template {name!r} cannot be filled in: {why}.", param=param)
 
 
 class InvalidTaskId(RequestError):
@@ -107,6 +134,99 @@ class BacklogFull(RequestError):
 
     def __init__(self, pool: str, limit: int) -> None:
         super().__init__(f"The pool {pool} has {limit} tasks waiting (limits.backlog). Try again later.")
+
+
+class TokensOverLimit(RequestError):
+    code = "tokens_over_limit"
+
+    def __init__(self, who: str, limit: int, tokens: int) -> None:
+        super().__init__(
+            f"{who} may use {limit} tokens in a minute (tokens_per_min), and this task {tokens}: it can never be accepted. "
+            "Ask for less, with a smaller `max_tokens` or a shorter prompt.",
+            param="max_tokens",
+        )
+
+
+class Unauthorized(RequestError):
+    status, code = 401, "invalid_api_key"
+
+    def __init__(self, *, sent: bool) -> None:
+        why = "The API key is not known here" if sent else "There is no API key"
+        super().__init__(
+            f"{why}. Send one that the operator gave you: the header `Authorization: Bearer <key>`. "
+            "Operators make keys with `headrace keys new`."
+        )
+
+
+class Forbidden(RequestError):
+    status, code = 403, "tenant_not_yours"
+
+    def __init__(self, tenant: str, own: str) -> None:
+        super().__init__(
+            f"The request names the tenant {tenant[:80]!r}, and you are {own!r}. Leave it out.", param="tenant"
+        )
+
+
+class ProducerUnknown(RequestError):
+    status, code = 403, "producer_unknown"
+
+    def __init__(self, producer: str) -> None:
+        door = f"The producer {producer[:80]!r}" if producer else "This door"
+        name = producer or "default"
+        super().__init__(
+            f"{door} belongs to no tenant. Write to the door of a producer that the configuration names, or have "
+            f"`[producers.{name[:80]}] tenant = …` put into it."
+        )
+
+
+class RateLimited(RequestError):
+    status, code, type = 429, "rate_limit_requests", "rate_limit_error"
+    setting, what = "requests_per_s", "requests"
+
+    def __init__(self, who: str, limit: float, most: int, used: int, length_s: float, wait_ms: int) -> None:
+        """`limit`: as configured; `most` of them in any span of `length_s` seconds, of which `used` are taken."""
+        self.retry_after_s = max(1, -(-wait_ms // 1000))
+        self.most, self.used = most, used
+        super().__init__(
+            f"{who} has used {used} of {most} {self.what} in {length_s:.4g} s ({self.setting} = {limit:g}). "
+            f"Try again in {self.retry_after_s} s."
+        )
+
+
+class TokenRateLimited(RateLimited):
+    code = "rate_limit_tokens"
+    setting, what = "tokens_per_min", "tokens"
+
+
+class TenantFull(RequestError):
+    status, code, type = 429, "tenant_queue_full", "rate_limit_error"
+    retry_after_s = 5
+
+    def __init__(self, tenant: str, limit: int) -> None:
+        super().__init__(f"The tenant {tenant} has {limit} tasks waiting (tenants.{tenant}.queued). Try again later.")
+
+
+class BatchFull(RequestError):
+    status, code, type = 429, "batch_tokens_full", "rate_limit_error"
+    retry_after_s = 60
+
+    def __init__(self, tenant: str, limit: int) -> None:
+        super().__init__(
+            f"The tenant {tenant} may have {limit} tokens waiting in the lane batch (tenants.{tenant}.batch_tokens), and this "
+            "task would be more. Try again when some of them have run."
+        )
+
+
+class DeadlineTooShort(RequestError):
+    status, code, type = 429, "deadline_unmeetable", "rate_limit_error"
+
+    def __init__(self, expires_in_s: float, wait_s: float) -> None:
+        self.retry_after_s = max(1, math.ceil(wait_s - expires_in_s))
+        super().__init__(
+            f"`expires_in` is {expires_in_s:g} s, but the task would start in about {wait_s:.0f} s. Allow it more time, or try "
+            "again later.",
+            param="expires_in",
+        )
 
 
 class BusError(HeadraceError):

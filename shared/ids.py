@@ -19,6 +19,9 @@ ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 GENERATION = 0
 """Generation of the partition layout; raised when the number of partitions changes."""
 
+NAME = re.compile(r"[A-Za-z0-9_.:@-]{1,128}")
+"""What others may call something that becomes part of a key: tenants, sessions, reply streams, producers and their tasks."""
+
 _SHAPE = re.compile(r"([a-z0-9-]{1,32})\.(\d{1,4})\.(\d{1,4})\.(\d{1,4})\.([0-9a-hjkmnp-tv-z]{26})")
 
 

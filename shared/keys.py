@@ -16,6 +16,9 @@ SHARDS = f"{PREFIX}shards"
 MARK = f"{PREFIX}mark"
 """string, expires | nothing: written so that there is a write to wait for | durable calls | nobody."""
 
+METERED = f"{PREFIX}metered"
+"""zset | tenants whose tasks reserve requests and tokens, by time of the last word of it, Unix ms | shared/quota.py | scheduler."""
+
 FRONT, SCHEDULER, WORKERS, OUTBOX = "front", "scheduler", "workers", "outbox"
 """Consumer groups, one on each kind of stream."""
 
@@ -31,20 +34,33 @@ class ShardKeys:
         self.base = base = f"{PREFIX}{{{self.tag}}}:"
         self.arrivals = f"{base}in"
         """stream | id of each new task, and wake-ups for free credits | submit, finish, beat | group `scheduler`."""
-        self.backlogs = tuple(f"{base}backlog:{lane}" for lane in Lane)
-        """zset a lane | waiting tasks by time of submission | admit, retire, reap | dispatch."""
+        self.turns = tuple(f"{base}turns:{lane}" for lane in Lane)
+        """zset a lane | tenants that have waiting tasks and are below their cap, by virtual time | scripts | dispatch."""
+        self.rested = tuple(f"{base}rested:{lane}" for lane in Lane)
+        """zset a lane | virtual times of tenants that do not take turns, until the lane's own passes them | scripts | scripts."""
+        self.waiting = f"{base}waiting"
+        """hash | `n:<tenant>` waiting tasks, `b:<tenant>` waiting tokens of the lane batch, `l:<lane>` waiting tasks | scripts | all."""
+        self.fair = f"{base}fair"
+        """hash | `v`, `v:<lane>` virtual times, `t:<lane>` a lane's next tag, `share:<lane>`; `run_ms:<lane>` moving mean of a run,
+        `pace:<lane>` `<tasks a second> <at ms>`, `slots` of live workers | dispatch, all that end tasks | the same, submit, place."""
+        self.tenants = f"{base}tenants"
+        """hash | `<weight> <most running>` of each tenant that the configuration names | scheduler | scripts."""
+        self.means = f"{base}means"
+        """hash | moving mean of the tokens that a tenant's tasks make | all that end tasks | dispatch."""
+        self.held = f"{base}held"
+        """hash | `<worker> <lane>`: work entries of that lane | dispatch, all that clear entries | dispatch."""
         self.leases = f"{base}leases"
         """zset | running tasks by end of lease, Unix ms | start, beat, finish | reap."""
         self.expiry = f"{base}expiry"
         """zset | every task that has not ended, by deadline, Unix ms | submit, all that end tasks | due, repair."""
         self.later = f"{base}later"
-        """zset | retries by due time, Unix ms | release, dispatch | due."""
+        """zset | retries and tasks that may not start yet, by due time, Unix ms | release, dispatch, submit, admit | due."""
         self.attached = f"{base}attached"
         """zset | tasks that are cancelled when nobody waits, by end of the waiter's lease, Unix ms | submit, ingress | due."""
         self.suspects = f"{base}suspects"
         """hash | `<task> <epoch>` of the suspect that each worker has: one at most | dispatch, reap, retire."""
         self.workers = f"{base}workers"
-        """hash | `<beat ms> <slots> <announcement>` of each worker | beat, retire, reap | dispatch."""
+        """hash | `<beat ms> <slots> <of these normal and batch> <of these batch> <announcement>` | beat, retire, reap | dispatch."""
         self.readers = f"{base}readers"
         """zset | bus groups by end of lease, Unix ms | every reader | the scheduler, which removes groups left behind."""
         self.outbox = f"{base}outbox"
@@ -67,6 +83,34 @@ class ShardKeys:
     def work(self, worker: str) -> str:
         """stream | tasks handed to that worker, never deeper than its slots | dispatch | that worker, group `workers`."""
         return f"{self.base}work:{worker}"
+
+    def backlog(self, lane: Lane, tenant: str) -> str:
+        """zset | waiting tasks of a tenant by place (ms): when they came, or the first of their prefix group | scripts | dispatch."""
+        return f"{self.base}backlog:{lane}:{tenant}"
+
+    def running(self, tenant: str) -> str:
+        """set | tasks of a tenant that are handed out or running | dispatch, all that take tasks back or end them | scripts."""
+        return f"{self.base}running:{tenant}"
+
+    def followers(self, digest: str) -> str:
+        """zset | tasks that wait for the answer to requests of that digest, the most urgent first | admit, all that end tasks | follow."""
+        return f"{self.base}followers:{digest}"
+
+    def kept_answer(self, digest: str) -> str:
+        """string, expires | the task whose answer is kept for requests of that digest | all that end tasks | admit."""
+        return f"{self.base}cache:{digest}"
+
+    def flight(self, digest: str) -> str:
+        """string, expires | the task that is making the answer for requests of that digest | admit, follow, all that end tasks | the same."""
+        return f"{self.base}flight:{digest}"
+
+    def prefix(self, digest: str) -> str:
+        """string, expires | the worker whose KV cache holds prompts that begin so | dispatch | dispatch."""
+        return f"{self.base}prefix:{digest}"
+
+    def group(self, digest: str) -> str:
+        """string, expires | place of the batch tasks whose prompts begin so | admit | admit."""
+        return f"{self.base}group:{digest}"
 
     def session(self, session: str) -> str:
         """zset | recent tasks of a session by time of submission, capped | submit | ingress, notifier."""
@@ -96,6 +140,16 @@ def keys_of(task_id: str) -> tuple[ShardKeys, Place]:
 def reply(name: str) -> str:
     """stream | results for another system | notifier | that system's own group."""
     return f"{PREFIX}reply:{name}"
+
+
+def door(producer: str) -> str:
+    """stream | the door of one system, which the configuration binds to its tenant | that system | scheduler, group `front`."""
+    return f"{REQUESTS}:{producer}"
+
+
+def quota(tenant: str, what: str) -> str:
+    """hash, zset | windows and reservations of a tenant's rates, expiring | take, settle | the same."""
+    return f"{PREFIX}{{q.{tenant}}}:{what}"
 
 
 def idempotency(tenant: str, key: str) -> str:

@@ -129,6 +129,8 @@ class Finished(Message, frozen=True, kw_only=True, omit_defaults=True, tag="fini
     error: ErrorBody | None = None
     finish_reason: str | None = None
     usage: Raw = NULL
+    cache: str = ""
+    """`hit` or `followed`: it is the answer of another task."""
 
 
 INLINE_RESULT_BYTES = 64 * 1024
@@ -157,6 +159,8 @@ class Reply(Message, frozen=True, kw_only=True, omit_defaults=True, tag="reply.v
     metadata: Raw = NULL
     created_at_ms: int = 0
     finished_at_ms: int = 0
+    cache: str = ""
+    """`hit` or `followed`: it is the answer of another task."""
 
 
 class Announcement(Message, frozen=True, kw_only=True, omit_defaults=True, tag="worker.v1"):

@@ -1,6 +1,7 @@
 """Work that must be done again and again, whatever Redis does meanwhile."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -16,22 +17,26 @@ class Periodic:
     def __init__(self, name: str, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
         self.name = name
         self._interval_s, self._work = interval_s, work
-        self._stopping = asyncio.Event()
+        self._stopping, self._awake = asyncio.Event(), asyncio.Event()
         self.last_pass_s: float | None = None
         self.fault: str | None = None
 
     async def run(self) -> None:
         while not self._stopping.is_set():
+            self._awake.clear()
             try:
                 await self._work()
                 self.last_pass_s, self.fault = monotonic_s(), None
             except Exception as error:  # noqa: BLE001 - a bug in the work must not end the loop
                 self.fault = f"{self.name}: {error}"
                 (log.warning if isinstance(error, BusError) else log.exception)("%s", self.fault)
-            try:
-                await asyncio.wait_for(self._stopping.wait(), self._interval_s)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._awake.wait(), self._interval_s)
+
+    def wake(self) -> None:
+        """Do not wait for the next time."""
+        self._awake.set()
 
     async def stop(self) -> None:
         self._stopping.set()
+        self.wake()

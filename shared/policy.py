@@ -11,7 +11,7 @@ from msgspec import Meta, Struct, field
 from shared.lifecycle import Lane
 
 Share = Annotated[float, Meta(gt=0, le=1)]
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=10**12)]
 """0: no limit."""
 
 EVERYBODY = "*"
@@ -41,7 +41,7 @@ LANES = {
 class Rates(Struct, frozen=True, kw_only=True):
     """Over all pools; 0: no limit. They hold in every window of that length, not only on average."""
 
-    requests_per_s: Annotated[float, Meta(ge=0)] = 0.0
+    requests_per_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     tokens_per_min: Count = 0
     """Prompt and answer. The most that a task may use is reserved when it is submitted, the rest given back when it ends."""
 
@@ -79,7 +79,7 @@ class Producer(Struct, frozen=True, kw_only=True):
 
 class Target(Struct, frozen=True, kw_only=True):
     model: str
-    weight: Annotated[float, Meta(gt=0)] = 1.0
+    weight: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
     variant: str = ""
     """What answers call this branch; empty: the model's name."""
 
@@ -141,6 +141,8 @@ class Policy(Struct, frozen=True, kw_only=True):
     aliases: dict[str, Alias] = {}
     templates: dict[str, Template] = {}
     cache: list[CacheRule] = []
+    affinity: Annotated[float, Meta(ge=0, le=1)] = 0.8
+    """How full a worker may be to be given a task because its KV cache holds the beginning of the prompt; 0: never for that."""
     keys_required: bool | None = None
     """None: where there are keys, or the door is not on loopback."""
 
@@ -158,3 +160,8 @@ class Live:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Live) and self.policy == other.policy
+
+    __hash__ = None  # type: ignore[assignment]

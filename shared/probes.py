@@ -22,8 +22,12 @@ class Loop(Protocol):
     """Anything that runs in passes and tells how the last one went."""
 
     name: str
-    last_pass_s: float | None
-    fault: str | None
+
+    @property
+    def last_pass_s(self) -> float | None: ...
+
+    @property
+    def fault(self) -> str | None: ...
 
     async def run(self) -> None: ...
 

@@ -1,38 +1,50 @@
 """What a door takes in, made into a task: one set of rules for HTTP and for the stream, so both refuse alike.
 
-Three shapes: the envelope (`POST /v1/tasks`), the shorthand (flat, `input_text`), and a plain body of the OpenAI API.
-The body itself is never changed: only `model` and `stream` are read from it.
+Three shapes: the envelope (`POST /v1/tasks`), the shorthand (flat, `input_text`; shared/shorthand.py), and a plain body of the
+OpenAI API. Of a body, only `model` is ever changed, and only if it was an alias: every other value reaches the engine byte for
+byte as it came.
 """
 
-import re
-from collections.abc import Mapping
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
+from shared.cache import CacheKey, key_for
 from shared.config import Config
-from shared.errors import BodyTooLarge, InvalidRequest, ModelNotFound
-from shared.lifecycle import LANE_WORDS, Lane
-from shared.messages import NULL, Task
+from shared.errors import BodyTooLarge, InvalidRequest
+from shared.lifecycle import Lane
+from shared.messages import Task
+from shared.payer import Payer
+from shared.prefix import look
+from shared.reading import explain, read
+from shared.routes import CHAT as CHAT
+from shared.routes import COMPLETIONS as COMPLETIONS
+from shared.routes import ROUTES as ROUTES
+from shared.routing import Branch, Casting, choose, variant_of
+from shared.shorthand import Shorthand, write
+from shared.wishes import (
+    NAME as NAME,
+)
+from shared.wishes import (
+    NO_WISHES,
+    REFUSE,
+    CacheWish,
+    Wishes,
+    cache_of,
+    expiry_of,
+    key_of,
+    lane_of,
+    raw,
+    seconds_of,
+    tenant_of,
+    times_of,
+    waits_of,
+)
+from shared.wishes import check_name as check_name
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-ROUTES = (CHAT, COMPLETIONS)
-"""Paths of the OpenAI API that a task may ask for."""
 DEFAULT_TENANT = "default"
-TEMPLATES = ("default",)
-"""`default`: the text is the user's message."""
-NAME = re.compile(r"[A-Za-z0-9_.:@-]{1,128}")
-"""What may become part of a key: sessions, reply streams, producers' ids."""
-
-
-class CacheKey(Struct, frozen=True):
-    digest: str
-    """Of all that decides the answer, and of the tenant unless it is shared."""
-    ttl_s: int
-    refresh: bool = False
-    """Run it, and keep the new answer."""
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -57,10 +69,15 @@ class Request(Struct, frozen=True, kw_only=True):
 
 
 class Peek(Struct):
-    """The two fields of a body that decide where it goes; everything else is the engine's."""
+    """The fields of a body that decide where it goes; everything else is the engine's."""
 
     model: str
     stream: bool | None = False
+    user: Any = None
+
+    @property
+    def sticky(self) -> str:
+        return self.user if isinstance(self.user, str) else ""
 
 
 class Envelope(Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,69 +91,104 @@ class Envelope(Struct, frozen=True, forbid_unknown_fields=True):
     reply_to: str = ""
     expires_in: float | None = None
     metadata: dict[str, Any] | None = None
-
-
-class Shorthand(Struct, frozen=True, forbid_unknown_fields=True):
-    input_text: str
-    model: str = ""
-    task_id: str = ""
-    user_id: str = ""
-    template_id: str | None = None
-    priority: str | None = None
-    lane: str = "normal"
-    session: str = ""
-    reply_to: str = ""
-    expires_in: float | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    context: dict[str, Any] | None = None
-    metadata: dict[str, Any] | None = None
+    tenant: str = ""
+    not_before: str | float | None = None
+    on_limit: str = REFUSE
+    cache: str | CacheWish | None = None
 
 
 _peek = msgspec.json.Decoder(Peek)
 _envelope = msgspec.json.Decoder(Envelope)
 _shorthand = msgspec.json.Decoder(Shorthand)
 _object = msgspec.json.Decoder(dict[str, Raw])
+_any_object = msgspec.json.Decoder(dict[str, Any])
 
 
-def from_openai(config: Config, route: str, body: bytes, *, task_id: str = "", attached: bool = False) -> Request:
+def from_openai(
+    config: Config,
+    payer: Payer,
+    route: str,
+    body: bytes,
+    *,
+    task_id: str = "",
+    attached: bool = False,
+    wishes: Wishes = NO_WISHES,
+) -> Request:
     """A body of the OpenAI API, sent to its own route. Raises: RequestError."""
     check_size(config, body)
-    peek = _decode(_peek, body, Peek)
-    pool = pool_of(config, peek.model)
+    peek = read(_peek, body, Peek)
+    lane, waits, cache, expires_in = Lane.INTERACTIVE, False, "", None
+    if wishes is not NO_WISHES:
+        lane = lane_of(wishes.lane, field="x-headrace-lane") if wishes.lane else lane
+        waits = bool(wishes.on_limit) and waits_of(wishes.on_limit, field="x-headrace-on-limit")
+        cache = cache_of(config, wishes.cache or None, field="x-headrace-cache")
+        expires_in = seconds_of(wishes.expires_in, field="x-headrace-expires-in")
     task = Task(
         route=route,
         model=peek.model,
-        tenant=DEFAULT_TENANT,
-        lane=Lane.INTERACTIVE,
+        tenant=payer.tenant,
+        key=payer.key,
+        lane=lane,
         streamed=bool(peek.stream),
+        user=peek.sticky,
         task_id=check_name("task_id", task_id),
+        expires_in_s=expiry_of(config, expires_in, field="x-headrace-expires-in"),
         attached=attached,
+        waits=waits,
+        cache=cache,
     )
-    return Request(task=task, body=body, pool=pool)
+    return _routed(config, task, body)
 
 
-def from_json(config: Config, data: bytes) -> Request:
-    """The JSON of `POST /v1/tasks` and of the stream door's field `task`. Raises: RequestError."""
+def from_json(config: Config, payer: Payer, data: bytes, *, key: str = "", origin: str = "") -> Request:
+    """The JSON of `POST /v1/tasks` and of the stream door's field `task`.
+
+    `key`: its `task_id`, if it came beside it. `origin`: what the same request bears when it is read again, so that it goes the
+    same way. Raises: RequestError.
+    """
     check_size(config, data)
-    if "input_text" in _decode(_object, data, Envelope):
-        return _from_shorthand(config, _decode(_shorthand, data, Shorthand))
-    return _from_envelope(config, _decode(_envelope, data, Envelope))
+    given = read(_object, data, Envelope)
+    if "input_text" in given or "template_id" in given:
+        return _from_shorthand(config, payer, read(_shorthand, data, Shorthand), key, origin)
+    return _from_envelope(config, payer, read(_envelope, data, Envelope), key, origin)
 
 
-def from_fields(config: Config, fields: Mapping[str, str]) -> Request:
-    """The flat fields of an entry of the stream door. Raises: RequestError."""
+def from_fields(config: Config, payer: Payer, fields: Mapping[str, str], *, origin: str = "") -> Request:
+    """The flat fields of an entry of the stream door; `origin` as in from_json. Raises: RequestError."""
     data: dict[str, Any] = dict(fields)
     for name in ("context", "metadata"):
         if name in data:
-            data[name] = _decode(msgspec.json.Decoder(dict[str, Any]), fields[name].encode(), None, prefix=name)
+            data[name] = read(_any_object, fields[name].encode(), None, prefix=name)
     check_size(config, msgspec.json.encode(data))
     if "input_text" not in data:
         raise InvalidRequest("The entry has neither a field `task` (JSON) nor a field `input_text`.", param="task")
     try:
-        return _from_shorthand(config, msgspec.convert(data, Shorthand, strict=False))
+        short = msgspec.convert(data, Shorthand, strict=False)
     except msgspec.ValidationError as error:
-        raise _explain(error, Shorthand) from None
+        raise explain(error, Shorthand) from None
+    return _from_shorthand(config, payer, short, "", origin)
+
+
+def again(config: Config, task: Task, body: bytes, pool: str) -> Request:
+    """A request for a task as it was stored: it goes to that pool, whatever its alias has become."""
+    return _on(config, task, body, pool)
+
+
+def ways(request: Request) -> Iterator[Request]:
+    """What to submit, in turn, until one is accepted: as long as a pool is full, or cannot meet the deadline."""
+    yield request
+    yield from request.fallbacks
+
+
+def on_pool(config: Config, request: Request, pool: str) -> Request:
+    """The same request on the pool that an earlier submission chose: a repeat goes where the first one went."""
+    for way in ways(request):
+        if way.pool == pool:
+            return way
+    model = config.pools[pool].model
+    alias = config.policy.aliases.get(request.task.alias)
+    branch = Branch(model, variant_of(alias, model) if alias is not None else "", pool)
+    return _branch(config, request.task, read(_object, request.body, None), branch, request.fingerprint or request.body)
 
 
 def check_size(config: Config, body: bytes) -> None:
@@ -144,126 +196,111 @@ def check_size(config: Config, body: bytes) -> None:
         raise BodyTooLarge(config.limits.body_bytes)
 
 
-def check_name(field: str, value: str) -> str:
-    """Names become parts of keys. Raises: InvalidRequest."""
-    if value and not NAME.fullmatch(value):
-        raise InvalidRequest(
-            f"`{field}` is {value[:80]!r}; allowed are 1 to 128 letters, digits and the signs _ . : @ -", param=field
-        )
-    return value
-
-
-def pool_of(config: Config, model: str) -> str:
-    for name, pool in config.pools.items():
-        if pool.model == model:
-            return name
-    raise ModelNotFound(model, [pool.model for pool in config.pools.values()])
-
-
-def lane_of(lane: str, priority: str | None) -> Lane:
-    word, field = (lane, "lane") if priority is None else (priority, "priority")
-    if word not in LANE_WORDS:
-        raise InvalidRequest(f"`{field}` is {word[:80]!r}; allowed: {', '.join(LANE_WORDS)}", param=field)
-    return LANE_WORDS[word]
-
-
-def expiry_of(config: Config, expires_in: float | None) -> float:
-    """Seconds; 0: as long as the deployment allows. Raises: InvalidRequest."""
-    limit = config.limits.waiting_s
-    if expires_in is None:
-        return 0.0
-    if not 0 < expires_in <= limit:  # not-a-number, which a flat field can say, is refused too
-        raise InvalidRequest(
-            f"`expires_in` is {expires_in}; allowed: above 0, at most {limit} seconds (limits.waiting_s)",
-            param="expires_in",
-        )
-    return expires_in
-
-
-def _from_envelope(config: Config, envelope: Envelope) -> Request:
+def _from_envelope(config: Config, payer: Payer, envelope: Envelope, key: str, origin: str) -> Request:
     if envelope.route not in ROUTES:
         raise InvalidRequest(f"`route` is {envelope.route[:80]!r}; allowed: {', '.join(ROUTES)}", param="route")
     body = bytes(envelope.body)
-    peek = _decode(_peek, body, Peek, prefix="body")
+    peek = read(_peek, body, Peek, prefix="body")
+    times = times_of(config, envelope.not_before, envelope.expires_in)
     task = Task(
         route=envelope.route,
         model=peek.model,
-        tenant=DEFAULT_TENANT,
+        tenant=tenant_of(payer, envelope.tenant),
+        key=payer.key,
         lane=lane_of(envelope.lane, envelope.priority),
         streamed=bool(peek.stream),
         session=check_name("session", envelope.session),
-        user=envelope.user,
+        user=envelope.user or peek.sticky,
         reply_to=check_name("reply_to", envelope.reply_to),
-        task_id=check_name("task_id", envelope.task_id),
-        expires_in_s=expiry_of(config, envelope.expires_in),
-        metadata=_raw(envelope.metadata),
+        task_id=key_of(envelope.task_id, key),
+        not_before_ms=times.not_before_ms,
+        expires_in_s=times.expires_in_s,
+        waits=waits_of(envelope.on_limit),
+        cache=cache_of(config, envelope.cache),
+        metadata=raw(envelope.metadata),
     )
-    return Request(task=task, body=body, pool=pool_of(config, peek.model))
+    return _routed(config, task, body, origin=origin)
 
 
-def _from_shorthand(config: Config, short: Shorthand) -> Request:
-    if short.template_id is not None and short.template_id not in TEMPLATES:
-        raise InvalidRequest(
-            f"There is no template {short.template_id[:80]!r}; known: {', '.join(TEMPLATES)}", param="template_id"
-        )
-    model = short.model or _only_model(config)
-    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": short.input_text}], "stream": True}
-    body["stream_options"] = {"include_usage": True}
-    for name in ("max_tokens", "temperature"):
-        if (value := getattr(short, name)) is not None:
-            body[name] = value
+def _from_shorthand(config: Config, payer: Payer, short: Shorthand, key: str, origin: str) -> Request:
+    written = write(config, short)
+    check_size(config, written.body)
+    times = times_of(config, short.not_before, short.expires_in)
     task = Task(
         route=CHAT,
-        model=model,
-        tenant=DEFAULT_TENANT,
+        model=written.model,
+        tenant=tenant_of(payer, short.tenant),
+        key=payer.key,
         lane=lane_of(short.lane, short.priority),
         streamed=True,
         session=check_name("session", short.session) or check_name("user_id", short.user_id),
         user=short.user_id,
         reply_to=check_name("reply_to", short.reply_to),
-        task_id=check_name("task_id", short.task_id),
-        expires_in_s=expiry_of(config, short.expires_in),
+        task_id=key_of(short.task_id, key),
+        not_before_ms=times.not_before_ms,
+        expires_in_s=times.expires_in_s,
+        waits=waits_of(short.on_limit),
+        cache=cache_of(config, short.cache),
         template_id=short.template_id or "",
-        context=_raw(short.context),
-        metadata=_raw(short.metadata),
+        context=raw(short.context),
+        metadata=raw(short.metadata),
     )
-    return Request(task=task, body=msgspec.json.encode(body), pool=pool_of(config, model))
+    return _routed(config, task, written.body, fingerprint=written.fingerprint, origin=origin)
 
 
-def _only_model(config: Config) -> str:
-    models = [pool.model for pool in config.pools.values()]
-    if len(models) > 1:
-        raise InvalidRequest(f"`model` is missing; served here: {', '.join(models)}", param="model")
-    return models[0]
+# -- where it goes
 
 
-def _raw(value: Any) -> Raw:
-    return NULL if value is None else Raw(msgspec.json.encode(value))
+def _routed(config: Config, task: Task, body: bytes, *, fingerprint: bytes = b"", origin: str = "") -> Request:
+    name = task.model
+    sticky = task.user or task.session or task.task_id or origin
+    choice = choose(config.policy, config.pools, name, sticky)
+    if name not in config.policy.aliases:
+        return _on(config, task, body, choice.pool, fingerprint)
+    fields, asked = read(_object, body, None), fingerprint or body
+    task = msgspec.structs.replace(task, alias=name)
+    chosen = _branch(config, task, fields, Branch(choice.model, choice.variant, choice.pool), asked)
+    return msgspec.structs.replace(
+        chosen,
+        fallbacks=tuple(_branch(config, task, fields, branch, asked) for branch in choice.fallbacks),
+        shadow=_cast(config, task, fields, choice.shadow) if choice.shadow is not None else None,
+    )
 
 
-def _decode(decoder: Any, data: bytes, shape: type[Struct] | None, *, prefix: str = "") -> Any:
-    try:
-        return decoder.decode(data)
-    except msgspec.ValidationError as error:
-        raise _explain(error, shape, prefix) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        where = f"`{prefix}`" if prefix else "The body"
-        raise InvalidRequest(f"{where} is not valid JSON: {error}", param=prefix or None) from None
+def _branch(config: Config, task: Task, fields: dict[str, Raw], branch: Branch, asked: bytes) -> Request:
+    task = msgspec.structs.replace(task, model=branch.model, variant=branch.variant)
+    return _on(config, task, _with_model(fields, branch.model), branch.pool, asked)
 
 
-def _explain(error: msgspec.ValidationError, shape: type[Struct] | None, prefix: str = "") -> InvalidRequest:
-    """msgspec's message, with the field as `param` and the nearest known name for an unknown one."""
-    text, _, path = str(error).partition(" - at `$")
-    param = ".".join(part for part in (prefix, path.rstrip("`").lstrip(".")) if part)
-    if "unknown field" in text and shape is not None:
-        unknown = text.rpartition("unknown field ")[2].strip("`")
-        known = [field.encode_name for field in msgspec.structs.fields(shape)]
-        near = get_close_matches(unknown, known, 1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
-        return InvalidRequest(f"The field `{unknown}` is unknown; {hint}", param=unknown)
-    if "missing required field" in text:
-        missing = text.rpartition("field ")[2].strip("`")
-        param = ".".join(part for part in (param, missing) if part)
-        return InvalidRequest(f"The field `{param}` is missing.", param=param)
-    at = f"`{param}`: " if param else ""
-    return InvalidRequest(f"{at}{text}", param=param or None)
+def _cast(config: Config, task: Task, fields: dict[str, Raw], shadow: Casting) -> Request:
+    """What the producer wants back stays with the task that it asked for, and so does what it limits."""
+    copy = Task(
+        route=task.route,
+        model=shadow.model,
+        tenant=shadow.tenant,
+        lane=Lane.BATCH,
+        streamed=task.streamed,
+        user=task.user,
+        alias=task.alias,
+        cache="off",
+        template_id=task.template_id,
+    )
+    return _on(config, copy, _with_model(fields, shadow.model), shadow.pool)
+
+
+def _on(config: Config, task: Task, body: bytes, pool: str, fingerprint: bytes = b"") -> Request:
+    prompt = look(task.route, body)
+    return Request(
+        task=task,
+        body=body,
+        pool=pool,
+        fingerprint=fingerprint,
+        tokens_in=prompt.tokens_in,
+        tokens_out=prompt.tokens_out,
+        prefix=prompt.prefix,
+        cache=key_for(config.policy, task, body, task.cache, config.limits.results_kept_s),
+    )
+
+
+def _with_model(fields: dict[str, Raw], model: str) -> bytes:
+    return msgspec.json.encode({**fields, "model": Raw(msgspec.json.encode(model))})

@@ -16,13 +16,24 @@ from shared.bus.client import Bus
 from shared.bus.connection import Arg
 from shared.bus.memory import Memory
 from shared.bus.script import Script
+from shared.clock import now_ms
 from shared.config import Config, Limits
-from shared.errors import BacklogFull, IdempotencyConflict, WrongKeyType
+from shared.errors import (
+    BacklogFull,
+    BatchFull,
+    DeadlineTooShort,
+    IdempotencyConflict,
+    RequestError,
+    TenantFull,
+    WrongKeyType,
+)
 from shared.ids import GENERATION, Place, bucket, derived_task_id, new_nonce, new_task_id, place_of
-from shared.keys import ShardKeys, shard_keys
+from shared.keys import ShardKeys, keys_of, shard_keys
 from shared.lifecycle import State
-from shared.messages import Pending, Task, encode
-from shared.request import Request
+from shared.messages import Pending, encode
+from shared.quota import Quotas
+from shared.request import Request, on_pool, ways
+from shared.shadow import Shadows
 
 RESERVE = Script("shared", "reserve")
 SUBMIT = Script("shared", "submit")
@@ -38,11 +49,28 @@ class SubmitItem(Struct, frozen=True):
 
     id: str
     lane: str
+    tenant: str
     session: str
     reply_to: str
     attached: str
-    """`1`, or empty."""
+    """`1`, or empty; so are the others of this kind."""
     expires_in_ms: int
+    hurried: str
+    """Refused if it would not start by its deadline."""
+    starts_in_ms: int
+    tokens_in: int
+    tokens_out: int
+    """Most that it may make; 0: not said."""
+    queued_limit: int
+    batch_limit: int
+    metered: str
+    """Tokens are reserved for it, to be settled when it ends."""
+    owes: str
+    """Tokens are to be reserved before it is admitted."""
+    cache: str
+    """`<digest> <kept ms> <use|refresh>`, or empty."""
+    prefix: str
+    """Digests of the prompt's beginnings, the longest first, joined by commas."""
     spec: bytes
     body: bytes
     pending: bytes
@@ -60,15 +88,18 @@ class Submitter:
 
     def __init__(self, bus: Bus, config: Config) -> None:
         self._bus, self._config, self._memory = bus, config, Memory(bus)
-        self._batches: dict[str, Batcher[tuple[SubmitItem, Task], str]] = {}
+        self._quotas, self._shadows = Quotas(bus, config), Shadows(self)
+        self._batches: dict[str, Batcher[SubmitItem, str]] = {}
 
     def place(self, request: Request) -> Place:
-        """The shard is chosen by the producer's key, or else at random; the partition by the session."""
+        """The shard is chosen by what makes requests the same for a cache, else by the producer's key, else at random; the
+        partition by the session."""
         pool = self._config.pools[request.pool]
         who = f"{request.task.tenant}:{request.task.task_id}" if request.task.task_id else new_nonce()
+        alike = request.cache.digest if request.cache is not None else who
         return Place(
             request.pool,
-            bucket(who, pool.shards) if pool.shards > 1 else 0,
+            bucket(alike, pool.shards) if pool.shards > 1 else 0,
             GENERATION,
             bucket(request.task.session or who, pool.partitions) if pool.partitions > 1 else 0,
         )
@@ -81,43 +112,101 @@ class Submitter:
     async def submit(self, request: Request, task_id: str) -> Submitted:
         """Make the task, or find the one that the producer's key is bound to.
 
-        Raises: IdempotencyConflict, BacklogFull, MemoryFull, WrongKeyType, BusUnavailable.
+        Raises: IdempotencyConflict, RateLimited, BacklogFull, TenantFull, BatchFull, DeadlineTooShort, MemoryFull, WrongKeyType,
+        BusUnavailable.
         """
         await self._memory.check()
         if request.task.task_id:
             task_id = await self._reserve(request, task_id)
-        return await self.submit_as(request, task_id)
+            request = on_pool(self._config, request, place_of(task_id).pool)
+        elif found := await self._found_elsewhere(request, task_id):
+            return found
+        submitted = await self._submit_somewhere(request, task_id)
+        if submitted.new:
+            self._shadows.cast(request, submitted.id)
+        return submitted
+
+    async def _submit_somewhere(self, request: Request, task_id: str) -> Submitted:
+        """Raises: what the first pool refused it with, if the fallbacks refuse it too."""
+        refused: RequestError | None = None
+        id = task_id
+        for way in ways(request):
+            if refused is not None:
+                before, id = id, self._fallback_id(way, task_id)
+                if way.task.task_id:
+                    id = await self._reserve(way, id, instead_of=before)
+            try:
+                return await self.submit_as(way, id)
+            except (BacklogFull, DeadlineTooShort) as error:
+                refused = refused or error
+        assert refused is not None
+        raise refused
+
+    def _fallback_id(self, way: Request, task_id: str) -> str:
+        """Follows from the first id, so that a repeat finds it."""
+        return derived_task_id(self.place(way), task_id.encode())
+
+    async def _found_elsewhere(self, request: Request, task_id: str) -> Submitted | None:
+        """The task, if this is a repeat of a submission that a fallback accepted. An attached one is never repeated."""
+        for way in () if request.task.attached else request.fallbacks:
+            id = self._fallback_id(way, task_id)
+            keys, _ = keys_of(id)
+            if state := await self._bus.read("HGET", keys.task(id), "state"):
+                return Submitted(id, State(state.decode()), False)
+        return None
 
     async def submit_as(self, request: Request, task_id: str) -> Submitted:
         """Make the task under that very id, whatever the producer's key is bound to: a dead task is run again so.
 
-        Raises: BacklogFull, MemoryFull, WrongKeyType, BusUnavailable.
+        Raises: as submit, but for IdempotencyConflict.
         """
         await self._memory.check()
-        item = _item(task_id, request, self._config.limits.waiting_s)
-        verdict = await self._batch(place_of(task_id)).add((item, request.task))
-        if verdict == "new":
-            return Submitted(task_id, State.PENDING, True)
-        if verdict == "full":
-            raise BacklogFull(request.pool, self._config.limits.backlog)
-        if verdict.startswith("wrongtype"):
-            raise WrongKeyType(f"the key {verdict.partition(' ')[2]} holds a type that is not Headrace's; remove it")
+        task = request.task
+        limited, taken = self._quotas.limits(task), False
+        if limited and task.waits:
+            self._quotas.check(task, most_tokens(request))
+        elif limited:
+            taken = await self._quotas.take(task, task_id, most_tokens(request))
+        item = _item(task_id, request, self._config, metered=limited and not task.waits, owes=limited and task.waits)
+        verdict = await self._batch(place_of(task_id)).add(item)
+        if taken and verdict != "new":  # without a verdict nobody knows: the sweep of the quotas looks at it
+            await self._quotas.settle(task.tenant, task_id, 0)
+        return self._submitted(request, task_id, verdict)
+
+    def _submitted(self, request: Request, task_id: str, verdict: str) -> Submitted:
+        """Raises: RequestError, WrongKeyType."""
+        word, _, rest = verdict.partition(" ")
+        tenant = request.task.tenant
+        match word:
+            case "new":
+                return Submitted(task_id, State.PENDING, True)
+            case "full":
+                raise BacklogFull(request.pool, self._config.limits.backlog)
+            case "tenant_full":
+                raise TenantFull(tenant, self._config.policy.tenant(tenant).queued)
+            case "batch_full":
+                raise BatchFull(tenant, self._config.policy.tenant(tenant).batch_tokens)
+            case "late":
+                raise DeadlineTooShort(request.task.expires_in_s, int(rest) / 1000)
+            case "wrongtype":
+                raise WrongKeyType(f"the key {rest} holds a type that is not Headrace's; remove it")
         return Submitted(task_id, State(verdict), False)
 
-    async def _reserve(self, request: Request, task_id: str) -> str:
+    async def _reserve(self, request: Request, task_id: str, *, instead_of: str = "") -> str:
         task = request.task
-        fingerprint = hashlib.blake2b(task.route.encode() + b"\0" + request.body, digest_size=16).hexdigest()
-        return await reserve(self._bus, self._config.limits, task.tenant, task.task_id, task_id, fingerprint)
+        body = request.fingerprint or request.body
+        fingerprint = hashlib.blake2b(task.route.encode() + b"\0" + body, digest_size=16).hexdigest()
+        return await reserve(self._bus, self._config.limits, task.tenant, task.task_id, task_id, fingerprint, instead_of)
 
-    def _batch(self, place: Place) -> Batcher[tuple[SubmitItem, Task], str]:
+    def _batch(self, place: Place) -> Batcher[SubmitItem, str]:
         batch = self._batches.get(place.tag)
         if batch is None:
             shard = shard_keys(place.pool, place.shard)
 
-            async def run(items: Sequence[tuple[SubmitItem, Task]]) -> Sequence[str]:
+            async def run(items: Sequence[SubmitItem]) -> Sequence[str]:
                 return await submit(self._bus, shard, self._config, items)
 
-            batch = self._batches[place.tag] = Batcher(run, size=lambda item: len(item[0].body))
+            batch = self._batches[place.tag] = Batcher(run, size=lambda item: len(item.body))
         return batch
 
 
@@ -125,13 +214,16 @@ ANY_BODY = "-"
 """Fingerprint of a key that was cancelled before its task came."""
 
 
-async def reserve(bus: Bus, limits: Limits, tenant: str, producer_key: str, task_id: str, fingerprint: str) -> str:
-    """The task id that the producer's key is bound to: `task_id`, if it was free. The twin of reserve.lua.
+async def reserve(
+    bus: Bus, limits: Limits, tenant: str, producer_key: str, task_id: str, fingerprint: str, instead_of: str = ""
+) -> str:
+    """The task id that the producer's key is bound to: `task_id`, if it was free or bound to `instead_of`. The twin of
+    reserve.lua.
 
     Raises: IdempotencyConflict, WrongKeyType, BusUnavailable.
     """
     key = keys.idempotency(tenant, producer_key)
-    verdict, bound = await bus.run(RESERVE, [key], [task_id, fingerprint, limits.keys_kept_ms], durable=True)
+    verdict, bound = await bus.run(RESERVE, [key], [task_id, fingerprint, limits.keys_kept_ms, instead_of], durable=True)
     if verdict == b"conflict":
         raise IdempotencyConflict(producer_key)
     if verdict == b"wrongtype":
@@ -139,13 +231,13 @@ async def reserve(bus: Bus, limits: Limits, tenant: str, producer_key: str, task
     return str(bound, "ascii")
 
 
-async def submit(bus: Bus, shard: ShardKeys, config: Config, items: Sequence[tuple[SubmitItem, Task]]) -> Sequence[str]:
+async def submit(bus: Bus, shard: ShardKeys, config: Config, items: Sequence[SubmitItem]) -> Sequence[str]:
     """The twin of submit.lua: one verdict per task."""
-    names = [shard.arrivals, *shard.backlogs]
+    names = [shard.arrivals, shard.later]
     limits = config.limits
     args: list[Arg] = [*limits.kept(shard.base), limits.backlog, INDEX_LENGTH, ATTACHED_MS]
-    for item, task in items:
-        tenant = shard.tenant(task.tenant)
+    for item in items:
+        tenant = shard.tenant(item.tenant)
         names += [
             shard.task(item.id),
             tenant,
@@ -156,15 +248,39 @@ async def submit(bus: Bus, shard: ShardKeys, config: Config, items: Sequence[tup
     return [str(verdict, "utf-8") for verdict in await bus.run(SUBMIT, names, args, bulk=True, durable=True)]
 
 
-def _item(task_id: str, request: Request, waiting_s: float) -> SubmitItem:
-    task = request.task
+MADE_UNKNOWN = 256
+"""Tokens that are reserved for an answer whose request names no limit. shared/lua/lib/fair.lua counts the same."""
+
+
+def most_tokens(request: Request) -> int:
+    """What a task may use, before anybody knows."""
+    return request.tokens_in + (request.tokens_out or MADE_UNKNOWN)
+
+
+def _item(task_id: str, request: Request, config: Config, *, metered: bool, owes: bool) -> SubmitItem:
+    task, cache = request.task, request.cache
+    tenant = config.policy.tenant(task.tenant)
+    starts_in_ms = max(0, task.not_before_ms - now_ms()) if task.not_before_ms else 0
+    waiting_s = config.policy.lanes[task.lane].waiting_s or config.limits.waiting_s
+    expires_in_ms = int(task.expires_in_s * 1000) or starts_in_ms + waiting_s * 1000
     return SubmitItem(
         id=task_id,
         lane=task.lane,
+        tenant=task.tenant,
         session=task.session,
         reply_to=task.reply_to,
         attached="1" if task.attached else "",
-        expires_in_ms=int((task.expires_in_s or waiting_s) * 1000),
+        expires_in_ms=expires_in_ms,
+        hurried="1" if task.expires_in_s else "",
+        starts_in_ms=starts_in_ms,
+        tokens_in=request.tokens_in,
+        tokens_out=request.tokens_out,
+        queued_limit=tenant.queued,
+        batch_limit=tenant.batch_tokens,
+        metered="1" if metered else "",
+        owes="1" if owes else "",
+        cache=cache.field if cache is not None else "",
+        prefix=",".join(request.prefix),
         spec=encode(task),
         body=request.body,
         pending=encode(Pending(model=task.model, lane=task.lane)) if task.session else b"",

@@ -55,6 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
             from services.cli.dead import run as dead
 
             return asyncio.run(dead(arguments))
+        case "config":
+            from services.cli.configuration import run as configuration
+
+            return configuration(arguments)
         case _:
             from services.cli.tasks import run as tasks
 

@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_up, _add_ask, _add_submit, _add_watch, _add_tasks, _add_cancel, _add_dead):
+    for add in (_add_up, _add_ask, _add_submit, _add_watch, _add_tasks, _add_cancel, _add_dead, _add_config):
         add(commands)
     return parser
 
@@ -182,6 +182,16 @@ def _add_dead_drop(actions: "Commands") -> None:
     drop.add_argument("--all", action="store_true", help="whatever there is")
     drop.add_argument("--yes", action="store_true", help="do not ask before dropping by filter")
     _add_door(drop, json="one line of JSON per ID; by filter, one line in all")
+
+
+def _add_config(commands: "Commands") -> None:
+    about = "Nothing is changed, and nothing needs to run."
+    examples = ("headrace config check", "headrace config check deploy/base/headrace.toml")
+    config = _command(commands, "config", "check a configuration file", about, *examples)
+    actions = config.add_subparsers(dest="action", required=True, metavar="ACTION")
+    shown = "Tells what the file says, or everything that is wrong with it; then the exit code is 1."
+    check = _command(actions, "check", "check headrace.toml", shown, *examples)
+    check.add_argument("file", nargs="?", metavar="FILE", help="(HEADRACE_CONFIG, else ./headrace.toml)")
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import msgspec
 
 from services.cli.chat import ask
 from services.cli.failure import OK
+from services.cli.progress import Ticker
 
 
 async def run(arguments: argparse.Namespace) -> int:
@@ -13,6 +14,7 @@ async def run(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(text, end="", flush=True)
 
+    ticker = Ticker()
     told = await ask(
         arguments.url,
         arguments.model,
@@ -20,6 +22,7 @@ async def run(arguments: argparse.Namespace) -> int:
         max_tokens=arguments.max_tokens,
         temperature=arguments.temperature,
         on_text=show,
+        on_place=ticker.show if ticker.live else None,
     )
     print(msgspec.json.encode(told).decode() if arguments.json else "")
     return OK

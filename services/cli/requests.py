@@ -3,6 +3,7 @@
 import asyncio
 import random
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -17,6 +18,8 @@ from shared.request import CHAT, COMPLETIONS
 
 WAIT_S = 30
 """Of one long poll; the server allows 60."""
+LOOK_S = 1.0
+"""Of one while somebody watches the task's place in line."""
 PATIENCE_S = 30.0
 """How long a server that is away, for a restart, is waited for."""
 FULL_S = 1.0
@@ -64,8 +67,9 @@ def _raw(value: str) -> Raw:
 
 
 class Sender:
-    def __init__(self, client: httpx.AsyncClient, *, wait: bool) -> None:
-        self._client, self._wait = client, wait
+    def __init__(self, client: httpx.AsyncClient, *, wait: bool, on_view: Callable[[View], None] | None = None) -> None:
+        """`on_view` is given the task whenever it was looked at, for who watches how it waits."""
+        self._client, self._wait, self._on_view = client, wait, on_view
 
     async def send(self, asked: Asked) -> View:
         """The task as it ended (or as accepted, if not to wait). Raises: Refused, Failure."""
@@ -73,7 +77,10 @@ class Sender:
         view = await call(self._client, "POST", "/v1/tasks", content=asked.payload, headers=headers)
         path = f"/v1/tasks/{view['id']}"
         while self._wait and not (has_ended(view) and "created_at_ms" in view):
-            view = await call(self._client, "GET", path, params={"wait": str(WAIT_S)})
+            wait_s = LOOK_S if self._on_view is not None and view["status"] == "pending" else WAIT_S
+            view = await call(self._client, "GET", path, params={"wait": str(wait_s)})
+            if self._on_view is not None:
+                self._on_view(view)
         return view
 
 

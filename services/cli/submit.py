@@ -8,11 +8,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
+import httpx
 import msgspec
 
 from services.cli.doors import http_door, knock
 from services.cli.failure import OK, TASK_FAILED, Failure
-from services.cli.progress import show_progress
+from services.cli.line import of_view
+from services.cli.progress import Ticker, show_progress
 from services.cli.requests import Refused, Sender, make_task
 from services.cli.view import View, text_of, to_json
 
@@ -27,18 +29,23 @@ class Tally(msgspec.Struct):
 async def run(arguments: argparse.Namespace) -> int:
     async with http_door(arguments.url, connections=arguments.in_flight) as client:
         await knock(client)
-        sender = Sender(client, wait=not arguments.no_wait)
         if arguments.file is None:
-            return await _one(sender, arguments)
-        return await _many(sender, arguments)
+            return await _one(client, arguments)
+        return await _many(Sender(client, wait=not arguments.no_wait), arguments)
 
 
-async def _one(sender: Sender, arguments: argparse.Namespace) -> int:
+async def _one(client: httpx.AsyncClient, arguments: argparse.Namespace) -> int:
     body = arguments.body or msgspec.json.encode({"input_text": arguments.text}).decode()
+    ticker = Ticker()
+    on_view = (lambda view: ticker.show(of_view(view))) if ticker.live else None
     try:
-        view = await sender.send(make_task(body, arguments.session))
+        view = await Sender(client, wait=not arguments.no_wait, on_view=on_view).send(
+            make_task(body, arguments.session)
+        )
     except Refused as refused:
         raise Failure(f"refused: {refused}", code=TASK_FAILED) from None
+    finally:
+        ticker.clear()
     with open_output(arguments.output) as output:
         if arguments.json:
             print(to_json(view), file=output)

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from services.cli.doors import http_door, read_json
 from services.cli.failure import OK
+from services.cli.line import of_view, roughly
 from services.cli.view import View, has_ended, text_of, to_json
 from shared.clock import now_ms
 
@@ -42,6 +43,7 @@ def show_table(views: list[View]) -> None:
     table.add_column("ID", no_wrap=True, overflow="fold")
     for heading in ("STATUS", "LANE", "MODEL"):
         table.add_column(heading, overflow="fold")
+    table.add_column("PLACE", justify="right", no_wrap=True)
     for heading in ("AGE", "FIRST TOKEN", "TOOK"):
         table.add_column(heading, justify="right", no_wrap=True)
     for view in views:
@@ -51,6 +53,7 @@ def show_table(views: list[View]) -> None:
             f"[{STYLES.get(view['status'], 'default')}]{view['status']}",
             view["lane"],
             view["model"],
+            short_place(view),
             duration(created, now_ms()),
             duration(created, view.get("first_token_at_ms", 0)),
             duration(created, view.get("finished_at_ms", 0)),
@@ -62,6 +65,8 @@ def show_one(view: View) -> None:
     for name in SHOWN:
         if value := view.get(name):
             print(f"{name:<14} {value}")
+    if place := of_view(view):
+        print(f"{'waits':<14} {place}")
     created = view["created_at_ms"]
     print(f"{'age':<14} {duration(created, now_ms())}")
     for name, at in (
@@ -73,12 +78,19 @@ def show_one(view: View) -> None:
             print(f"{name:<14} {duration(created, view[at])}")
     if (deadline := view.get("deadline_ms")) and not has_ended(view):
         print(f"{'expires in':<14} {duration(now_ms(), deadline)}")
-    for line in attempts(view):
-        print(f"{'tried':<14} {line}")
+    for tried in attempts(view):
+        print(f"{'tried':<14} {tried}")
     if usage := view.get("usage"):
         print(f"{'tokens':<14} {usage.get('prompt_tokens', 0)} in, {usage.get('completion_tokens', 0)} out")
     if text := text_of(view):
         print(f"\n{text}")
+
+
+def short_place(view: View) -> str:
+    place, eta_ms = view.get("position", 0), view.get("eta_ms")
+    if not view.get("waits_for"):
+        return "-"
+    return f"{place or '-'} ~{roughly(eta_ms)}" if eta_ms is not None else f"{place or '-'}"
 
 
 def attempts(view: View) -> list[str]:

@@ -8,6 +8,7 @@ from starlette.applications import Starlette
 from services.inference.engine import Engine
 from services.inference.engine_echo import EchoEngine
 from services.inference.heartbeat import BEATS, Heartbeat
+from services.inference.room import LOOK_S
 from services.inference.scripts import Owner, retire
 from services.inference.settings import Settings
 from services.inference.worker import Worker
@@ -21,6 +22,7 @@ from shared.keys import shard_keys
 from shared.lifespan import HttpServer, announce_ready, stop_requested
 from shared.periodic import Periodic
 from shared.probes import Check, Loop, passing, probe_routes
+from shared.reload import watching
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +42,8 @@ async def run(settings: Settings) -> None:
     owner = Owner(shard_keys(name, settings.shard), f"worker-{new_nonce()}", new_nonce(), deployment.limits)
     try:
         async with Bus(settings.redis_url, name=owner.worker, safety=deployment) as bus:
-            service = Service(bus, owner, engine, pool, drain_s=settings.drain_s)
-            await service.serve(settings, stop)
+            service = Service(bus, owner, engine, deployment, pool, drain_s=settings.drain_s)
+            await service.serve(settings, stop, watching(deployment))
     finally:
         await engine.stop()
     if service.worker.died.is_set():
@@ -51,11 +53,15 @@ async def run(settings: Settings) -> None:
 class Service:
     """A worker with all that keeps it going."""
 
-    def __init__(self, bus: Bus, owner: Owner, engine: Engine, pool: Pool, *, drain_s: float) -> None:
+    def __init__(
+        self, bus: Bus, owner: Owner, engine: Engine, deployment: Config, pool: Pool, *, drain_s: float
+    ) -> None:
         self._bus, self._owner, self._drain_s = bus, owner, drain_s
-        self.worker = Worker(bus, owner, engine)
-        self._beat = Heartbeat(bus, owner, engine, self.worker, model=pool.model, slots=engine.capacity().slots)
+        self.worker = Worker(bus, owner, engine, deployment)
+        self._beat = Heartbeat(bus, owner, engine, self.worker, model=pool.model)
         self._beating = Periodic("the heartbeat", owner.limits.lease_s / BEATS, self._beat.beat)
+        self._looking = Periodic("the room for tasks", LOOK_S, self._beat.look)
+        self.worker.room.on_change = self._looking.wake
         self._checking = Periodic("the engine", CHECK_S, self.worker.check_engine)
         self._consumer = Consumer(bus, stream=owner.shard.work(owner.worker), group=keys.WORKERS, name=owner.worker,
                                   handle=self.worker.on_work, count=READ, shared=False)  # fmt: skip
@@ -65,20 +71,24 @@ class Service:
             self.worker.fault,
         ]  # fmt: skip
 
-    async def serve(self, settings: Settings, stop: asyncio.Event) -> None:
+    async def serve(self, settings: Settings, stop: asyncio.Event, reloading: Loop) -> None:
         probes = Starlette(routes=probe_routes(*self._checks))
         http = HttpServer(probes, settings.host, settings.port, drain_s=self._drain_s)
         await http.start()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._beating.run())
+            tasks.create_task(reloading.run())
             checked = tasks.create_task(self._checking.run())
             await _first_pass(self._beating, stop)
+            tasks.create_task(self._looking.run())
             reading = tasks.create_task(self._consumer.run())
             await _first_pass(self._consumer, stop)
             announce_ready(settings, "inference", http.url)
             await first_of(stop, self.worker.died)
             checked.cancel()  # it may be waiting for an engine that hangs
             await self._leave(reading)
+            await reloading.stop()
+            await self._looking.stop()
             await self._beating.stop()
         handed_back = await retire(self._bus, self._owner, running=True)
         log.info("stopped; %d tasks handed back", handed_back.handed_back)
@@ -86,7 +96,7 @@ class Service:
 
     async def _leave(self, reading: asyncio.Task[None]) -> None:
         """Take nothing new, hand back what has not started, finish what runs, within the time to drain."""
-        self._beat.slots = 0
+        self._beat.leaving = True
         await self._consumer.stop()
         await reading
         await retire(self._bus, self._owner, running=False)

@@ -48,6 +48,12 @@ class _Failure(Struct):
     error: ErrorBody
 
 
+class _Usage(Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+_usage = msgspec.json.Decoder(_Usage | None)
 _whole = msgspec.json.Decoder(_Whole)
 _failure = msgspec.json.Decoder(_Failure)
 
@@ -94,29 +100,40 @@ def ending(run: Run, conclusion: Conclusion) -> Ending:
         finish_reason=conclusion.finish_reason,
         usage=conclusion.usage,
     )
-    return Ending(*tail(run), conclusion.state, conclusion.status, conclusion.result, encode(finished))
+    return Ending(*tail(run, used(run, conclusion.usage)), conclusion.state, conclusion.status, conclusion.result, encode(finished))
 
 
 def parting(run: Run, parting: Parting) -> Release:
     """The arguments of release: everything that is not published yet, and why the task is given up."""
-    return Release(*tail(run), parting.charge, parting.why, 0)
+    return Release(*tail(run, used(run)), parting.charge, parting.why, 0)
 
 
 def setback(run: Run, conclusion: Conclusion) -> Release:
     """The same for a failure that another try may mend; should this have been the last try, it ends with `conclusion`."""
     end = ending(run, conclusion)
-    return Release(*tail(run), "failure", conclusion.why, jitter(), end.status, end.result, end.finished)
+    return Release(*tail(run, used(run)), "failure", conclusion.why, jitter(), end.status, end.result, end.finished)
 
 
 def untouched(hand: Hand, published: int, parting: Parting) -> Release:
     """A task that was started and cannot even be read."""
-    return Release(hand.id, hand.epoch, hand.entry, published + 1, published, b"", b"", parting.charge, parting.why, 0)
+    return Release(hand.id, hand.epoch, hand.entry, published + 1, published, b"", b"", 0, parting.charge, parting.why, 0)
 
 
-def tail(run: Run) -> tuple[str, int, bytes, int, int, bytes, bytes]:
+def tail(run: Run, tokens: int) -> tuple[str, int, bytes, int, int, bytes, bytes, int]:
     """The fields of Tail."""
     first, last = run.published + 1, run.last
-    return (run.id, run.hand.epoch, run.hand.entry, first, last, *run.range(first, last))
+    return (run.id, run.hand.epoch, run.hand.entry, first, last, *run.range(first, last), tokens)
+
+
+def used(run: Run, usage: Raw = NULL) -> int:
+    """Tokens of prompt and answer: as the engine counts them, else those of the chunks."""
+    try:
+        counted: _Usage | None = _usage.decode(usage)
+    except msgspec.DecodeError:
+        counted = None
+    if counted is not None:
+        return max(0, counted.prompt_tokens) + max(0, counted.completion_tokens)
+    return sum(len(chunk.tokens) + len(chunk.prompt) for chunk in run.chunks)
 
 
 def _failed(answer: Answer) -> Conclusion:

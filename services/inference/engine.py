@@ -49,6 +49,10 @@ class Capacity(Struct, frozen=True, kw_only=True):
     """Inside the engine, behind those running."""
     kv_use: float = 0.0
     """Share of the KV cache in use, 0 to 1."""
+    preemptions: int = 0
+    """Requests put back to wait for room in the KV cache, since the start. Their prompts are computed again."""
+    steps: int = 0
+    """Turns of the engine's loop that were told of, since the start: while tasks run and it stands still, so do the figures."""
 
 
 class EngineDead(HeadraceError):
@@ -61,6 +65,8 @@ class CannotResume(HeadraceError):
 
 class Engine(Protocol):
     name: str
+    remote: bool
+    """Over HTTP: it can be out of reach, and others may use it too. A circuit breaker watches its answers."""
 
     async def start(self) -> None:
         """Return when calls can be served. Raises: ConfigError, EngineDead."""

@@ -10,6 +10,8 @@ With `faults` a message whose first word is one of these makes trouble instead, 
     !error      it ends with a 500           /
     !busy       it is refused with a 429, always
     !busy-once  the first attempt in this process is refused with a 503
+
+and the engine counts as one over HTTP, whose refusals open its circuit breaker (breaker.py).
 """
 
 import asyncio
@@ -88,9 +90,10 @@ class EchoEngine:
     ) -> None:
         self._model, self._max_model_len = model, max_model_len
         self._faults, self._refused, self._dead = faults, set[str](), False
+        self.remote = faults  # so that what guards engines over HTTP can be tested on command
         self._pause_s = 1 / tokens_per_s if tokens_per_s else 0.0
         self._first_s = first_token_ms / 1000
-        self._slots, self._running = slots or SLOTS, 0
+        self._slots, self._running, self._steps = slots or SLOTS, 0, 0
 
     async def start(self) -> None:
         return
@@ -103,11 +106,12 @@ class EchoEngine:
             raise EngineDead("the echo engine was told to die")
 
     def capacity(self) -> Capacity:
-        return Capacity(slots=self._slots, running=self._running)
+        return Capacity(slots=self._slots, running=self._running, steps=self._steps)
 
     async def run(self, call: Call) -> AsyncGenerator[Chunk | Answer, None]:
         await self.health()
         self._running += 1
+        self._steps += 1
         try:
             reply = self._read(call)
             if isinstance(reply, Answer):
@@ -121,6 +125,7 @@ class EchoEngine:
                 yield failed or reply.whole()
                 return
             for chunk in reply.following(call.published):
+                self._steps += 1
                 yield chunk
                 if failed := await self._strike(fault):
                     yield failed

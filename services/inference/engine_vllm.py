@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import msgspec
+from msgspec.structs import replace
 from starlette.types import ASGIApp
 
 from services.inference.engine import Answer, Call, Capacity, Chunk, EngineDead
@@ -37,6 +38,7 @@ _TOKENIZERS = ("tokenizer*", "*.model", "vocab*", "tekken.json", "params.json")
 
 class VllmEngine:
     name = "vllm"
+    remote = False
 
     def __init__(
         self, *, model: str, source: str, options: Mapping[str, Scalar], slots: int, wedged_s: float = 60.0
@@ -88,10 +90,11 @@ class VllmEngine:
             raise EngineDead(f"vLLM does not answer: {error}") from error
 
     def capacity(self) -> Capacity:
-        if self._inner is None or not self._inner.output_processor.get_num_unfinished_requests():
-            return Capacity(slots=self._slots)  # after an abort no step follows that would tell the tap
         tap = self._tap
-        return Capacity(slots=self._slots, running=tap.running, waiting=tap.waiting, kv_use=tap.kv_use)
+        told = Capacity(slots=self._slots, preemptions=tap.preemptions, steps=tap.steps)
+        if self._inner is None or not self._inner.output_processor.get_num_unfinished_requests():
+            return told  # after an abort no step follows that would tell the tap
+        return replace(told, running=tap.running, waiting=tap.waiting, kv_use=tap.kv_use)
 
     def _kill_processes(self) -> None:
         """EngineCore's own children go with it (vllm_plugin.py). One that is stopped cannot be asked."""
@@ -181,13 +184,16 @@ class _Tap:
     """A stat logger of vLLM that keeps the last figures. Told after each step."""
 
     def __init__(self) -> None:
-        self.running = self.waiting = 0
+        self.running = self.waiting = self.preemptions = self.steps = 0
         self.kv_use = 0.0
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, **_more: Any) -> None:
         if scheduler_stats is not None:
             self.running, self.waiting = scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs
             self.kv_use = scheduler_stats.kv_cache_usage
+            self.steps += 1
+        if iteration_stats is not None:  # a preemption is told with the request's next token, once it runs again
+            self.preemptions += iteration_stats.num_preempted_reqs
 
     def log_engine_initialized(self) -> None: ...
 

@@ -1,11 +1,14 @@
 """The worker's beat: it announces capacity, renews the leases of what runs, and learns what is no longer its own."""
 
+from msgspec.structs import astuple
+
 from services.inference import metrics
 from services.inference.engine import Engine
 from services.inference.run import Parting
-from services.inference.scripts import Owner, beat
+from services.inference.scripts import NO_SLOTS, Owner, Slots, beat
 from services.inference.worker import Worker
 from shared.bus.client import Bus
+from shared.lifecycle import Lane
 from shared.messages import Announcement, encode
 
 BEATS = 4
@@ -13,24 +16,43 @@ BEATS = 4
 
 
 class Heartbeat:
-    def __init__(self, bus: Bus, owner: Owner, engine: Engine, worker: Worker, *, model: str, slots: int) -> None:
+    def __init__(self, bus: Bus, owner: Owner, engine: Engine, worker: Worker, *, model: str) -> None:
         self._bus, self._owner, self._engine, self._worker = bus, owner, engine, worker
-        self._model, self.slots = model, slots
+        self._model = model
+        self.leaving = False
+        """The worker lives on and gets nothing new."""
+        self._announced: Slots | None = None
+
+    @property
+    def slots(self) -> Slots:
+        return NO_SLOTS if self.leaving else self._worker.room.slots
 
     async def beat(self) -> None:
-        """One beat; with `slots` set to 0 the worker lives on and gets nothing new. Raises: BusError."""
-        capacity = self._engine.capacity()
+        """One beat. Raises: BusError."""
+        await self._beat([(run.id, run.hand.epoch) for run in self._worker.runs.values()])
+
+    async def look(self) -> None:
+        """At the engine; a beat without leases, which costs the same for any number of tasks, if there is more room or less.
+
+        Raises: BusError.
+        """
+        self._worker.room.look()
+        if self.slots != self._announced:
+            await self._beat([])
+
+    async def _beat(self, tasks: list[tuple[str, int]]) -> None:
+        slots, capacity = self.slots, self._engine.capacity()
         announcement = Announcement(
             model=self._model,
             engine=self._engine.name,
-            slots=self.slots,
+            slots=slots.total,
             running=capacity.running,
             waiting=capacity.waiting,
             kv_use=capacity.kv_use,
         )
-        tasks = [(run.id, run.hand.epoch) for run in self._worker.runs.values()]
-        stopped = await beat(self._bus, self._owner, self.slots, encode(announcement), tasks)
+        stopped = await beat(self._bus, self._owner, slots, encode(announcement), tasks)
+        self._announced = slots
         for task_id, why in stopped.items():
             self._worker.stop(task_id, Parting("none", why))
-        metrics.SLOTS.set(self.slots)
-        metrics.KV_USE.set(capacity.kv_use)
+        for lane, most in zip(Lane, astuple(slots), strict=True):
+            metrics.SLOTS.labels(lane).set(most)

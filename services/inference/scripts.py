@@ -38,6 +38,17 @@ class Owner(Struct, frozen=True):
     limits: Limits = Limits()
 
 
+class Slots(Struct, frozen=True):
+    """What a worker takes at once: in all, of these tasks of the lanes normal and batch, of these of the lane batch."""
+
+    total: int
+    normal: int
+    batch: int
+
+
+NO_SLOTS = Slots(0, 0, 0)
+
+
 class Hand(Struct, frozen=True):
     """One entry of the work stream. The arguments of one task of `start.lua`, in its order."""
 
@@ -55,6 +66,8 @@ class Running(Struct, frozen=True):
     waited_ms: int
     published: int
     """Chunks of earlier attempts."""
+    eta_ms: int = -1
+    """The wait that was predicted when it came; -1: none was, or this is not the first attempt."""
 
 
 class Emission(Struct, frozen=True):
@@ -78,6 +91,8 @@ class Tail(Struct, frozen=True):
     last: int
     chunks: bytes
     journal: bytes
+    tokens: int
+    """Of the prompt and of all chunks so far."""
 
 
 class Ending(Tail, frozen=True):
@@ -108,7 +123,7 @@ class Retired(Struct, frozen=True):
 
 
 async def beat(
-    bus: Bus, owner: Owner, slots: int, announcement: bytes, tasks: Sequence[tuple[str, int]]
+    bus: Bus, owner: Owner, slots: Slots, announcement: bytes, tasks: Sequence[tuple[str, int]]
 ) -> dict[str, str]:
     """Renew the announcement and the leases of `tasks` (id, epoch); answers what must be stopped, and why."""
     shard = owner.shard
@@ -117,7 +132,7 @@ async def beat(
         page = tasks[start : start + MAX_ITEMS]
         keys = [shard.workers, shard.leases, shard.work(owner.worker), shard.arrivals]
         keys += [shard.task(id) for id, _ in page]
-        args: list[Arg] = [owner.worker, owner.nonce, owner.limits.lease_ms, slots, announcement]
+        args: list[Arg] = [owner.worker, owner.nonce, owner.limits.lease_ms, *astuple(slots), announcement]
         for id, epoch in page:
             args += (id, epoch)
         said = [word.decode() for word in await bus.run(BEAT, keys, args)]
@@ -161,7 +176,7 @@ async def emit(bus: Bus, owner: Owner, emissions: Sequence[Emission]) -> list[st
 async def finish(bus: Bus, owner: Owner, endings: Sequence[Ending]) -> list[str]:
     """One verdict per task: 'ok', 'fenced', 'gap <last written>' or 'wrongtype <key>'."""
     shard = owner.shard
-    keys = [shard.work(owner.worker), shard.arrivals, *shard.backlogs]
+    keys = [shard.work(owner.worker), shard.arrivals, *shard.turns]
     args: list[Arg] = [*owner.limits.kept(owner.shard.base), owner.nonce]
     for item in endings:
         keys += _task_keys(shard, item.id)

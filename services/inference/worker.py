@@ -26,6 +26,7 @@ from services.inference.emitter import Emitter
 from services.inference.ending import RETRIED, Conclusion, conclude, ending, failure, parting, setback, untouched
 from services.inference.engine import Answer, Call, CannotResume, Chunk, Engine, EngineDead
 from services.inference.restoring import restore, tell
+from services.inference.room import UPSTREAM_OPEN, Room
 from services.inference.run import (
     DRAINED,
     ENGINE_DIED,
@@ -43,7 +44,9 @@ from shared.bus.client import Bus
 from shared.bus.consume import Entry
 from shared.bus.script import MAX_ITEMS
 from shared.clock import monotonic_s
+from shared.config import Config
 from shared.errors import BusError
+from shared.lifecycle import Lane
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +60,10 @@ P = ParamSpec("P")
 
 
 class Worker:
-    def __init__(self, bus: Bus, owner: Owner, engine: Engine) -> None:
+    def __init__(self, bus: Bus, owner: Owner, engine: Engine, config: Config) -> None:
         self._bus, self._owner, self._engine, self._limits = bus, owner, engine, owner.limits
+        self._config = config
+        self.room = Room(engine, config)
         self.runs: dict[str, Run] = {}
         self.died = asyncio.Event()
         """Set when the engine has died: nothing more can run here."""
@@ -151,6 +156,7 @@ class Worker:
         self.runs[run.id] = run
         metrics.RUNNING.set(len(self.runs))
         metrics.WAITED.labels(run.task.lane).observe(run.waited_s)
+        metrics.observe_eta(run.task, running)
         run.working = asyncio.create_task(self._work(run))
 
     async def _refuse(self, hand: Hand, published: int) -> None:
@@ -172,14 +178,20 @@ class Worker:
 
     async def _work(self, run: Run) -> None:
         try:
-            await self._run(run)
+            if self.room.closed:
+                await self._give_up(run, UPSTREAM_OPEN)
+            else:
+                self.room.began(run.id, run.task.lane)
+                await self._run(run)
         finally:
+            self.room.left(run.id)
             del self.runs[run.id]
             metrics.RUNNING.set(len(self.runs))
 
     async def _run(self, run: Run) -> None:
+        longest_s, setting = self._longest(run.task.lane)
         try:
-            async with asyncio.timeout(self._limits.run_s):
+            async with asyncio.timeout(longest_s):
                 answer = await self._generate(run)
         except EngineDead as error:
             log.error("the engine died while it ran %s: %s", run.id, error)
@@ -196,10 +208,15 @@ class Worker:
                 raise
             await self._give_up(run, run.parting)
         except TimeoutError:
-            message = f"The task ran for more than {self._limits.run_s:g} s (limits.run_s)."
+            message = f"The task ran for more than {longest_s:g} s ({setting})."
             await self._end(run, failure(message, status=504, code="run_time_exceeded"), retried=False)
         else:
             await self._end(run, answer, retried=answer.status in RETRIED)
+
+    def _longest(self, lane: Lane) -> tuple[float, str]:
+        """Seconds that a run may take, and the setting that says so."""
+        own = self._config.policy.lanes[lane].run_s
+        return (self._limits.run_s, "limits.run_s") if own is None else (own, f"lanes.{lane}.run_s")
 
     async def _generate(self, run: Run) -> Answer:
         if not run.based:
@@ -250,6 +267,10 @@ class Worker:
 
     async def _end(self, run: Run, answer: Answer, *, retried: bool) -> None:
         run.ending = True
+        charged = self.room.answered(run.id, answer.status)
+        if retried and not charged:
+            await self._give_up(run, UPSTREAM_OPEN)
+            return
         await self._emitter.settle(run)
         conclusion = self._conclude(run, answer)
         if retried:

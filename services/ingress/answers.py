@@ -4,6 +4,7 @@ import asyncio
 
 from services.ingress import metrics
 from services.ingress.http import ClientGone
+from services.ingress.served import Served
 from shared.bus.client import Bus
 from shared.bus.cursor import EntryId
 from shared.bus.subscription import Subscription
@@ -11,15 +12,15 @@ from shared.bus.tail import Tails
 from shared.errors import InvalidTaskId, TaskNotFound
 from shared.ids import place_of
 from shared.keys import keys_of
-from shared.messages import NULL, Chunks, Event, Finished, Reset
+from shared.messages import NULL, Chunks, Event, Finished, Reset, Task
 from shared.record import Record
 
 
 class Answer:
     """The sink of one waiting client: the end as a future, and on the way there the chunks, if they are wanted."""
 
-    def __init__(self, task_id: str, *, chunks: bool) -> None:
-        self.task_id = task_id
+    def __init__(self, served: Served, *, chunks: bool) -> None:
+        self.task_id, self.served = served.task_id, served
         self.finished: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
         self._wants_chunks = chunks
         self._events: list[Chunks | Reset] = []
@@ -37,11 +38,15 @@ class Answer:
             self._news.set()
 
     def on_sync(self, record: Record | None) -> None:
-        if record is None and not self.finished.done():
+        if record is not None:
+            self.served.on_sync(record)
+        elif not self.finished.done():
             self.finished.set_exception(TaskNotFound(self.task_id))
             self._news.set()
 
     def on_event(self, position: EntryId, event: Event) -> None:
+        if not self._events:  # what is delivered next is the first of them
+            self.served.on_event(event)
         if isinstance(event, Finished) and not self.finished.done():
             self.finished.set_result(event)
         elif self._wants_chunks and isinstance(event, Chunks | Reset):
@@ -65,14 +70,14 @@ class Answer:
 class Waiting:
     """`with`: an Answer that is fed while the block runs."""
 
-    def __init__(self, bus: Bus, tails: Tails, task_id: str, *, chunks: bool = False, new: bool = False) -> None:
-        """`new`: the task is not submitted yet, so there is nothing to catch up with. Raises: InvalidTaskId."""
+    def __init__(self, bus: Bus, tails: Tails, task_id: str, *, chunks: bool = False, new: Task | None = None) -> None:
+        """`new`: the task, if it is not submitted yet, so that there is nothing to catch up with. Raises: InvalidTaskId."""
         tail = tails.of(place_of(task_id))
         if tail is None:
             raise InvalidTaskId(task_id)
-        self.answer = Answer(task_id, chunks=chunks)
+        self.answer = Answer(Served(task_id, new), chunks=chunks)
         self._subscription = Subscription(bus, tail, task_id, self.answer)
-        self._new = new
+        self._new = new is not None
 
     def __enter__(self) -> Answer:
         metrics.WAITING.inc()

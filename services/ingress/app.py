@@ -10,9 +10,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from services.ingress import models, served, templates
 from services.ingress.attendance import INTERVAL_S, Attendance
+from services.ingress.auth import Auth
 from services.ingress.dead import Dead
-from services.ingress.http import Endpoint, header, respond
+from services.ingress.http import header
 from services.ingress.openai import OpenAI
 from services.ingress.settings import Settings
 from services.ingress.tasks import Links, Tasks
@@ -20,7 +22,6 @@ from shared import config
 from shared.bus.client import Bus
 from shared.bus.tail import Tail, Tails
 from shared.cancel import Canceller
-from shared.clock import now_ms
 from shared.config import Config
 from shared.errors import ErrorBody
 from shared.ids import new_nonce
@@ -29,6 +30,7 @@ from shared.messages import encode
 from shared.origins import origin_pattern
 from shared.periodic import Periodic
 from shared.probes import Loop, passing, probe_routes
+from shared.reload import watching
 from shared.request import ROUTES
 from shared.submit import Submitter
 
@@ -47,7 +49,7 @@ async def run(settings: Settings) -> None:
         attending = Periodic("the attendance", INTERVAL_S, attendance.renew)
         app = build(bus, deployment, settings, Tails(tails), attendance)
         http = HttpServer(app, settings.host, settings.port, drain_s=settings.drain_s)
-        loops: list[Loop] = [*tails, attending]
+        loops: list[Loop] = [*tails, attending, watching(deployment)]
         async with asyncio.TaskGroup() as tasks:
             for loop in loops:
                 tasks.create_task(loop.run())
@@ -61,10 +63,11 @@ async def run(settings: Settings) -> None:
 
 def build(bus: Bus, deployment: Config, settings: Settings, tails: Tails, attendance: Attendance) -> ASGIApp:
     submitter = Submitter(bus, deployment)
-    openai = OpenAI(bus, deployment, tails, submitter, attendance)
+    auth = Auth(deployment, settings.host)
+    openai = OpenAI(bus, deployment, tails, submitter, attendance, auth)
     links = Links(settings.notifier_url)
-    tasks = Tasks(bus, deployment, links, tails, submitter)
-    dead = Dead(bus, deployment, links, submitter)
+    tasks = Tasks(bus, deployment, links, tails, submitter, auth)
+    dead = Dead(bus, deployment, links, submitter, auth)
     hot = {route: openai.endpoint(route) for route in ROUTES} | {"/v1/tasks": tasks.submit}
     routes: list[BaseRoute] = [
         *(Route(path, app, methods=["POST"]) for path, app in hot.items()),
@@ -77,7 +80,8 @@ def build(bus: Bus, deployment: Config, settings: Settings, tails: Tails, attend
         Route("/v1/dead/{entry}", dead.show, methods=["GET"]),
         Route("/v1/dead/{entry}", dead.drop, methods=["DELETE"]),
         Route("/v1/dead/{entry}/requeue", dead.requeue, methods=["POST"]),
-        Route("/v1/models", models(deployment), methods=["GET"]),
+        Route("/v1/models", models.listing(deployment, auth), methods=["GET"]),
+        Route("/v1/templates", templates.listing(deployment, auth), methods=["GET"]),
         *probe_routes(*map(passing, tails)),
     ]
     app = Starlette(routes=routes, exception_handlers={404: not_found, 405: not_found})
@@ -86,7 +90,7 @@ def build(bus: Bus, deployment: Config, settings: Settings, tails: Tails, attend
         allow_origin_regex=origin_pattern(settings.origins).pattern,
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
-        expose_headers=["x-headrace-task"],
+        expose_headers=[f"x-headrace-{name}" for name in served.NAMES],
     )
     return ShortCut(hot, browsers)
 
@@ -105,19 +109,6 @@ class ShortCut:
         if scope["type"] == "http" and scope["method"] == "POST" and not header(scope, b"origin"):
             app = self._hot.get(scope["path"], app)
         await app(scope, receive, send)
-
-
-def models(deployment: Config) -> Endpoint:
-    served = [
-        {"id": pool.model, "object": "model", "created": now_ms() // 1000, "owned_by": "headrace", "root": pool.model}
-        for pool in deployment.pools.values()
-    ]
-    body = encode({"object": "list", "data": served})
-
-    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
-        await respond(send, 200, body)
-
-    return Endpoint("/v1/models", handle)
 
 
 async def not_found(request: Request, error: Exception) -> Response:

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Raw, Struct
 from starlette.types import Receive, Scope, Send
 
+from services.ingress.auth import Auth, may_see
 from services.ingress.http import Endpoint, query, read_body, respond
 from services.ingress.letters import ANY, REPLY, Address, Letter, Scan, Wanted, parse_address, read_letter
 from services.ingress.tasks import Links, page_limit, respond_accepted, shards_of
@@ -15,7 +16,6 @@ from shared.bus.client import Bus
 from shared.bus.streams import append
 from shared.config import Config
 from shared.errors import (
-    BacklogFull,
     BusError,
     DeadLetterNotFound,
     ErrorBody,
@@ -28,10 +28,12 @@ from shared.ids import derived_task_id, place_of
 from shared.keys import keys_of
 from shared.lifecycle import State
 from shared.messages import NULL, Task, encode
+from shared.payer import Payer
 from shared.record import Attempt
-from shared.request import Request
+from shared.request import again
 from shared.submit import Submitter
 
+TOO_MANY = 429
 FILTERS = {"pool": ANY, "code": ANY, "model": ANY, "after": ""}
 
 
@@ -60,8 +62,10 @@ class Refused(Struct):
 
 
 class Dead:
-    def __init__(self, bus: Bus, config: Config, links: Links, submitter: Submitter) -> None:
-        self._bus, self._config, self._links, self._submitter = bus, config, links, submitter
+    """Whoever has proved who it is finds its own tenant's letters, and no others."""
+
+    def __init__(self, bus: Bus, config: Config, links: Links, submitter: Submitter, auth: Auth) -> None:
+        self._bus, self._config, self._links, self._submitter, self._auth = bus, config, links, submitter, auth
         self.list = Endpoint("/v1/dead", self._list)
         self.show = Endpoint("/v1/dead/{entry}", self._show)
         self.drop = Endpoint("/v1/dead/{entry}", self._drop_one)
@@ -84,15 +88,15 @@ class Dead:
         await respond_accepted(send, task_id, state, self._links, **more)
 
     async def _drop_one(self, scope: Scope, receive: Receive, send: Send) -> None:
-        address = self._address(scope["path_params"]["entry"])
-        if not await self._drop(address):
-            raise DeadLetterNotFound(str(address))
-        await respond(send, 200, encode({"id": str(address), "object": "dead_letter", "deleted": True}))
+        letter = await self._named(scope)
+        if not await self._drop(letter.address):
+            raise DeadLetterNotFound(str(letter.address))
+        await respond(send, 200, encode({"id": str(letter.address), "object": "dead_letter", "deleted": True}))
 
     # -- many
 
     async def _list(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scan = self._scan(query(scope, FILTERS | {"limit": "20"}))
+        scan = self._scan(self._auth.payer(scope), query(scope, FILTERS | {"limit": "20"}))
         views = []
         while (letter := await scan.next()) is not None:
             views.append(view(letter))
@@ -111,25 +115,27 @@ class Dead:
         await self._each(drop, scope, receive, send)
 
     async def _each(self, act: Callable[[Letter], Awaitable[None]], scope: Scope, receive: Receive, send: Send) -> None:
-        """One after the other, so that `next` is exact: a full backlog, or the loss of Redis, ends it in between."""
+        """One after the other, so that `next` is exact: a full backlog, a limit of the tenant, or the loss of Redis ends it in between."""
+        payer = self._auth.payer(scope)
         if await read_body(scope, receive, self._config.limits.body_bytes):
             raise InvalidRequest("Filters go into the query string; this route takes no body.")
-        scan, handled = self._scan(query(scope, FILTERS | {"limit": "100"})), 0
+        scan, handled = self._scan(payer, query(scope, FILTERS | {"limit": "100"})), 0
         refused: list[Refused] = []
         while (letter := await scan.next()) is not None:
             try:
                 await act(letter)
                 handled += 1
-            except (BacklogFull, BusError):
+            except (RequestError, BusError) as error:
+                if isinstance(error, RequestError) and error.status != TOO_MANY:
+                    refused.append(Refused(str(letter.address), error.body))
+                    continue
                 if not handled:
                     raise
                 break
-            except RequestError as error:
-                refused.append(Refused(str(letter.address), error.body))
         done = {"object": "dead_letters", "handled": handled, "refused": refused}
         await respond(send, 200, encode({**done, **await self._progress(scan)}))
 
-    def _scan(self, asked: Mapping[str, str]) -> Scan:
+    def _scan(self, payer: Payer, asked: Mapping[str, str]) -> Scan:
         after = parse_address(asked["after"])
         if after is None and asked["after"]:
             raise InvalidRequest(f"`after` is {asked['after'][:80]!r}; it must be the `next` of a page.", param="after")
@@ -137,7 +143,8 @@ class Dead:
             known = ", ".join(self._config.pools)
             raise InvalidRequest(f"`pool` is {asked['pool'][:40]!r}; known: {known}", param="pool")
         shards = [shard for shard in shards_of(self._config) if asked["pool"] in (ANY, shard.pool)]
-        wanted = Wanted(code=asked["code"], model=asked["model"])
+        tenant = payer.tenant if payer.named else ANY
+        wanted = Wanted(code=asked["code"], model=asked["model"], tenant=tenant)
         return Scan(self._bus, shards, wanted, after=after, limit=page_limit(asked["limit"]))
 
     async def _progress(self, scan: Scan) -> dict[str, Any]:
@@ -156,11 +163,12 @@ class Dead:
         return address
 
     async def _named(self, scope: Scope) -> Letter:
-        address = self._address(scope["path_params"]["entry"])
+        payer, address = self._auth.payer(scope), self._address(scope["path_params"]["entry"])
         found = await self._bus.bulk.call("XRANGE", address.keys.dead, address.entry, address.entry)
-        if not found:
+        letter = read_letter(address.keys, *found[0]) if found else None
+        if letter is None or not may_see(payer, letter.tenant):
             raise DeadLetterNotFound(str(address))
-        return read_letter(address.keys, *found[0])
+        return letter
 
     async def _drop(self, address: Address) -> bool:
         return bool(await self._bus.commands.call("XDEL", address.keys.dead, address.entry))
@@ -180,7 +188,7 @@ class Dead:
             raise ModelNotFound(letter.task.model, [served])
         task = msgspec.structs.replace(letter.task, requeued_from=letter.task_id, attached=False)
         new_id = derived_task_id(place_of(letter.task_id), b"requeue", letter.task_id.encode())
-        submitted = await self._submitter.submit_as(Request(task=task, body=letter.body, pool=pool), new_id)
+        submitted = await self._submitter.submit_as(again(self._config, task, letter.body, pool), new_id)
         return submitted.id, submitted.state
 
     async def _send_again(self, letter: Letter) -> tuple[str, State]:

@@ -14,7 +14,9 @@ from shared.errors import (
     HeadraceError,
     InvalidRequest,
     MemoryFull,
+    RateLimited,
     RequestError,
+    Unauthorized,
     WrongKeyType,
 )
 from shared.messages import encode
@@ -73,8 +75,7 @@ def error_of(error: HeadraceError) -> tuple[int, ErrorBody, Headers]:
     """How an error looks to a client: HTTP status, OpenAI-shaped body, further headers."""
     match error:
         case RequestError():
-            headers = [(b"retry-after", b"%d" % error.retry_after_s)] if error.retry_after_s else []
-            return error.status, error.body, headers
+            return error.status, error.body, _advice(error)
         case WrongKeyType():
             return 500, ErrorBody(message=str(error), type="server_error", code="wrong_key_type"), []
         case BusUnavailable() | ConnectionLost():
@@ -90,6 +91,18 @@ def error_of(error: HeadraceError) -> tuple[int, ErrorBody, Headers]:
             return 503, ErrorBody(message=message, type="server_error", code="memory_full"), [(b"retry-after", b"5")]
         case _:
             return 500, ErrorBody(message=str(error), type="server_error", code="internal_error"), []
+
+
+def _advice(error: RequestError) -> Headers:
+    headers = [(b"retry-after", b"%d" % error.retry_after_s)] if error.retry_after_s else []
+    match error:
+        case Unauthorized():
+            headers.append((b"www-authenticate", b"Bearer"))
+        case RateLimited():
+            name, left = error.what.encode(), max(0, error.most - error.used)
+            headers.append((b"x-ratelimit-limit-" + name, b"%d" % error.most))
+            headers.append((b"x-ratelimit-remaining-" + name, b"%d" % left))
+    return headers
 
 
 FINAL = frozenset({"task_cancelled", "task_expired", "task_quarantined"})

@@ -62,6 +62,8 @@ class Letter(Struct, frozen=True, kw_only=True):
     code: str
     reason: str
     history: list[Attempt]
+    tenant: str
+    """Empty: it cannot be read whose it is."""
     task: Task | None
     """None in the letter of a reply, and in one that cannot be read."""
     body: bytes
@@ -72,10 +74,12 @@ class Wanted(Struct, frozen=True):
 
     code: str = ANY
     model: str = ANY
+    tenant: str = ANY
 
     def takes(self, letter: Letter) -> bool:
         model = letter.task.model if letter.task is not None else ""
-        return self.code in (ANY, letter.code) and self.model in (ANY, model)
+        wanted = ((self.code, letter.code), (self.model, model), (self.tenant, letter.tenant))
+        return all(asked in (ANY, said) for asked, said in wanted)
 
 
 class Scan:
@@ -148,6 +152,7 @@ def read_letter(shard: ShardKeys, entry: bytes, values: list[bytes]) -> Letter:
     def text(name: bytes, default: bytes = b"") -> str:
         return fields.get(name, default).decode(errors="replace")
 
+    task = _task(fields.get(b"spec", b""))
     return Letter(
         address=Address(int(at_ms), int(sequence), shard.pool, shard.shard),
         kind=text(b"k", REPLY.encode()),
@@ -155,7 +160,8 @@ def read_letter(shard: ShardKeys, entry: bytes, values: list[bytes]) -> Letter:
         code=text(b"code"),
         reason=text(b"reason"),
         history=_attempts(fields.get(b"history", b"")),
-        task=_task(fields.get(b"spec", b"")),
+        tenant=text(b"tenant") if task is None else task.tenant,
+        task=task,
         body=fields.get(b"body", b""),
     )
 

@@ -7,7 +7,8 @@ from starlette.types import Receive, Scope, Send
 from services.ingress import metrics
 from services.ingress.answers import Answer, Waiting, result_of
 from services.ingress.attendance import Attendance, Presence
-from services.ingress.http import EVENT_STREAM, Endpoint, Headers, header, read_body, respond, retry_advice, start
+from services.ingress.auth import TENANT_HEADER, Auth
+from services.ingress.http import EVENT_STREAM, Endpoint, header, read_body, respond, retry_advice, start
 from shared import request
 from shared.bus.client import Bus
 from shared.bus.tail import Tails
@@ -15,17 +16,25 @@ from shared.chunks import disassemble
 from shared.clock import monotonic_s
 from shared.config import Config
 from shared.errors import ErrorBody
+from shared.ids import place_of
 from shared.lifecycle import State
 from shared.messages import Chunks, Reset, Resumed, encode
+from shared.reading import unknown_name
 from shared.submit import Submitter
+from shared.wishes import NO_WISHES, Wishes
 
 DONE = b"data: [DONE]\n\n"
+OURS = b"x-headrace-"
+WISHES = {f"x-headrace-{field.replace('_', '-')}": field for field in Wishes.__struct_fields__}
+"""Headers that say what a body of the OpenAI API cannot."""
 
 
 class OpenAI:
-    def __init__(self, bus: Bus, config: Config, tails: Tails, submitter: Submitter, attendance: Attendance) -> None:
+    def __init__(
+        self, bus: Bus, config: Config, tails: Tails, submitter: Submitter, attendance: Attendance, auth: Auth
+    ) -> None:
         self._bus, self._config, self._tails, self._submitter = bus, config, tails, submitter
-        self._attendance = attendance
+        self._attendance, self._auth = attendance, auth
 
     def endpoint(self, route: str) -> Endpoint:
         async def handle(scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,17 +44,22 @@ class OpenAI:
 
     async def _answer(self, route: str, scope: Scope, receive: Receive, send: Send) -> None:
         asked_at_s = monotonic_s()
+        payer = self._auth.payer(scope)
         body = await read_body(scope, receive, self._config.limits.body_bytes)
         key = header(scope, b"idempotency-key")
-        asked = request.from_openai(self._config, route, body, task_id=key, attached=not key)
+        asked = request.from_openai(
+            self._config, payer, route, body, task_id=key, attached=not key, wishes=wishes_of(scope)
+        )
         task_id = self._submitter.new_id(asked)
-        if key:  # the key may be bound to an older task, whose events are then caught up with
+        decided = not key and not asked.fallbacks
+        if not decided:  # the key may be bound to an older task, a full pool gives it to another: it is caught up with
             task_id = (await self._submitter.submit(asked, task_id)).id
-        waiting = Waiting(self._bus, self._tails, task_id, chunks=asked.task.streamed, new=not key)
+        new = asked.task if decided else None
+        waiting = Waiting(self._bus, self._tails, task_id, chunks=asked.task.streamed, new=new)
         with waiting as answer, nullcontext() if key else self._attendance.hold(answer):
-            if not key:
+            if decided:
                 await self._submitter.submit(asked, task_id)
-            metrics.SUBMITTED.labels(asked.pool, asked.task.lane).inc()
+            metrics.SUBMITTED.labels(asked.pool if decided else place_of(task_id).pool, asked.task.lane).inc()
             with Presence(receive, answer.abandon):
                 if asked.task.streamed:
                     await self._stream(route, answer, send, asked_at_s)
@@ -56,7 +70,7 @@ class OpenAI:
     async def _whole(self, answer: Answer, send: Send) -> None:
         finished = await answer.finished
         result = await result_of(self._bus, answer.task_id, finished)
-        await respond(send, finished.status, result, headers=[*_named(answer), *retry_advice(finished.error)])
+        await respond(send, finished.status, result, headers=[*answer.served.headers(), *retry_advice(finished.error)])
 
     async def _stream(self, route: str, answer: Answer, send: Send, asked_at_s: float) -> None:
         """Chunks as they come. A failure before the first one is an ordinary error, as the engine itself answers it."""
@@ -65,7 +79,7 @@ class OpenAI:
             await self._ended_unstreamed(route, answer, send)
             return
         metrics.FIRST_BYTE.labels(route).observe(monotonic_s() - asked_at_s)
-        headers = [*_named(answer), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        headers = [*answer.served.headers(), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         await send(start(200, EVENT_STREAM, headers))
         sent = 0
         while events:
@@ -105,11 +119,22 @@ class OpenAI:
         result = await result_of(self._bus, answer.task_id, finished)
         if finished.status < 400:
             frames = b"".join(b"data: %b\n\n" % chunk for chunk in disassemble(route, result))
-            await send(start(200, EVENT_STREAM, _named(answer)))
+            await send(start(200, EVENT_STREAM, answer.served.headers()))
             await send({"type": "http.response.body", "body": frames + DONE})
         else:
-            await respond(send, finished.status, result, headers=[*_named(answer), *retry_advice(finished.error)])
+            await respond(
+                send, finished.status, result, headers=[*answer.served.headers(), *retry_advice(finished.error)]
+            )
 
 
-def _named(answer: Answer) -> Headers:
-    return [(b"x-headrace-task", answer.task_id.encode())]
+def wishes_of(scope: Scope) -> Wishes:
+    """Raises: InvalidRequest for a header of ours that is none."""
+    said: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        if name.startswith(OURS):
+            word = str(name, "latin-1")
+            if word in WISHES:
+                said[WISHES[word]] = str(value, "latin-1")
+            elif word != TENANT_HEADER:
+                raise unknown_name("header", word, [*WISHES, TENANT_HEADER])
+    return Wishes(**said) if said else NO_WISHES

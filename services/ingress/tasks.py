@@ -8,7 +8,9 @@ from starlette.types import Receive, Scope, Send
 
 from services.ingress import metrics
 from services.ingress.answers import Waiting
+from services.ingress.auth import Auth, may_see
 from services.ingress.http import Endpoint, header, query, read_body, respond
+from services.ingress.places import tell_places
 from shared import request
 from shared.bus.client import Bus
 from shared.bus.tail import Tails
@@ -19,8 +21,9 @@ from shared.ids import place_of
 from shared.keys import ShardKeys, keys_of, shard_keys
 from shared.lifecycle import Lane, State
 from shared.messages import NULL, encode
+from shared.payer import Payer
+from shared.place import Outlooks, Why
 from shared.record import FIELDS, Attempt, Record, parse_record
-from shared.request import DEFAULT_TENANT
 from shared.submit import Submitter
 
 LONGEST_WAIT_S = 60.0
@@ -34,10 +37,21 @@ class TaskView(Struct, kw_only=True, omit_defaults=True, tag_field="object", tag
     id: str
     status: State
     model: str
+    alias: str = ""
+    """What the client called the model, when that was an alias; the branch of it that serves the task is the `variant`."""
+    variant: str = ""
     route: str
     lane: Lane
+    tenant: str
     created_at_ms: int
     deadline_ms: int = 0
+    position: int = 0
+    """In the order of expected starts of its shard, while it waits; 1: next of all, 0: in no line."""
+    eta_ms: int | None = None
+    """Until it is expected to start; none: unknown, or it does not wait."""
+    waits_for: Why | None = None
+    due_ms: int = 0
+    """Its `not_before`, or when it is tried again."""
     started_at_ms: int = 0
     first_token_at_ms: int = 0
     finished_at_ms: int = 0
@@ -57,6 +71,8 @@ class TaskView(Struct, kw_only=True, omit_defaults=True, tag_field="object", tag
     user: str = ""
     task_id: str = ""
     """The producer's own id."""
+    cache: str = ""
+    """`hit` or `followed`: it is the answer of another task."""
     finish_reason: str | None = None
     usage: Raw = NULL
     result: Raw = NULL
@@ -82,17 +98,21 @@ class Links:
 
 
 class Tasks:
-    def __init__(self, bus: Bus, config: Config, links: Links, tails: Tails, submitter: Submitter) -> None:
-        self._bus, self._config, self._tails, self._submitter = bus, config, tails, submitter
+    """Whoever has proved who it is sees its own tenant's tasks, and no others."""
+
+    def __init__(self, bus: Bus, config: Config, links: Links, tails: Tails, submitter: Submitter, auth: Auth) -> None:
+        self._bus, self._config, self._tails, self._submitter, self._auth = bus, config, tails, submitter, auth
         self._canceller, self._links = Canceller(bus, config), links
+        self._outlooks = Outlooks(bus, config.limits)
         self.submit = Endpoint("/v1/tasks", self._submit)
         self.show = Endpoint("/v1/tasks/{id}", self._show)
         self.cancel = Endpoint("/v1/tasks/{id}/cancel", self._cancel)
         self.list = Endpoint("/v1/tasks", self._list)
 
     async def _submit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        payer = self._auth.payer(scope)
         body = await read_body(scope, receive, self._config.limits.body_bytes)
-        asked = request.from_json(self._config, body)
+        asked = request.from_json(self._config, payer, body)
         if (key := header(scope, b"idempotency-key")) and key != asked.task.task_id:
             if asked.task.task_id:
                 raise InvalidRequest(
@@ -102,24 +122,28 @@ class Tasks:
             asked = msgspec.structs.replace(asked, task=task)
         submitted = await self._submitter.submit(asked, self._submitter.new_id(asked))
         if submitted.new:
-            metrics.SUBMITTED.labels(asked.pool, asked.task.lane).inc()
+            metrics.SUBMITTED.labels(place_of(submitted.id).pool, asked.task.lane).inc()
         await respond_accepted(send, submitted.id, submitted.state, self._links)
 
     async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
         task_id = scope["path_params"]["id"]
+        payer = self._auth.payer(scope)
         wait_s = _seconds(query(scope, {"wait": "0"})["wait"])
-        record = await self._record(task_id)
+        record = await self._record(task_id, payer)
         if wait_s and not record.state.terminal:
             await self._wait(task_id, wait_s)
-            record = await self._record(task_id)
+            record = await self._record(task_id, payer)
         view = self._view(task_id, record)
+        await tell_places(self._outlooks, [view])
         if record.finished is not None:
             view.result = await self._result(task_id, record)
         await respond(send, 200, encode(view), headers=[(b"x-headrace-task", task_id.encode())])
 
     async def _cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
         """200 with the state after it; 202 for a task that is not here yet, and is not going to run when it comes."""
-        task_id = scope["path_params"]["id"]
+        task_id, payer = scope["path_params"]["id"], self._auth.payer(scope)
+        if payer.named and (record := await self._find(task_id)) is not None and not may_see(payer, record.task.tenant):
+            raise TaskNotFound(task_id)
         cancelled = await self._canceller.cancel(task_id)
         answer = {"id": task_id, "object": "task", "status": cancelled.state, "known": cancelled.known}
         body = encode({**answer, "links": self._links.of(task_id)})
@@ -127,19 +151,27 @@ class Tasks:
 
     async def _list(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The newest tasks first, of the tenant or of one session, over all shards."""
+        payer = self._auth.payer(scope)
         asked = query(scope, {"limit": "20", "session": ""})
         limit = page_limit(asked["limit"])
         session = request.check_name("session", asked["session"])
-        pages = await asyncio.gather(*(self._newest(shard, session, limit) for shard in shards_of(self._config)))
+        indexes = [
+            shard.session(session) if session else shard.tenant(payer.tenant) for shard in shards_of(self._config)
+        ]
+        pages = await asyncio.gather(*(self._newest(index, limit) for index in indexes))
         newest = sorted((item for page in pages for item in page), reverse=True)[:limit]
         records = await asyncio.gather(*(self._find(task_id) for _, task_id in newest))
-        views = [self._view(i, record) for (_, i), record in zip(newest, records, strict=True) if record is not None]
+        views = [
+            self._view(task_id, record)
+            for (_, task_id), record in zip(newest, records, strict=True)
+            if record is not None and may_see(payer, record.task.tenant)
+        ]
+        await tell_places(self._outlooks, views)
         await respond(send, 200, encode({"object": "list", "data": views, "links": {"ws": self._links.socket}}))
 
     # -- parts
 
-    async def _newest(self, shard: ShardKeys, session: str, limit: int) -> list[tuple[float, str]]:
-        index = shard.session(session) if session else shard.tenant(DEFAULT_TENANT)
+    async def _newest(self, index: str, limit: int) -> list[tuple[float, str]]:
         found = await self._bus.read("ZREVRANGE", index, 0, limit - 1, "WITHSCORES")
         return [(float(at_ms), task_id.decode()) for task_id, at_ms in zip(found[::2], found[1::2], strict=True)]
 
@@ -147,9 +179,10 @@ class Tasks:
         keys, _ = keys_of(task_id)
         return parse_record(await self._bus.read("HMGET", keys.task(task_id), *FIELDS))
 
-    async def _record(self, task_id: str) -> Record:
+    async def _record(self, task_id: str, payer: Payer) -> Record:
         """Raises: InvalidTaskId, TaskNotFound."""
-        if self._tails.of(place_of(task_id)) is None or (record := await self._find(task_id)) is None:
+        record = await self._find(task_id) if self._tails.of(place_of(task_id)) is not None else None
+        if record is None or not may_see(payer, record.task.tenant):
             raise TaskNotFound(task_id)
         return record
 
@@ -170,8 +203,11 @@ class Tasks:
             id=task_id,
             status=record.state,
             model=task.model,
+            alias=task.alias,
+            variant=task.variant,
             route=task.route,
             lane=task.lane,
+            tenant=task.tenant,
             created_at_ms=record.created_at_ms,
             deadline_ms=record.deadline_ms,
             started_at_ms=record.started_at_ms,
@@ -187,6 +223,7 @@ class Tasks:
             session=task.session,
             user=task.user,
             task_id=task.task_id,
+            cache=finished.cache if finished else "",
             finish_reason=finished.finish_reason if finished else None,
             usage=finished.usage if finished else NULL,
             error=finished.error if finished else None,

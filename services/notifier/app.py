@@ -7,6 +7,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp
 
+from services.notifier.line import Line
 from services.notifier.outbox import Outbox
 from services.notifier.settings import Settings
 from services.notifier.socket import Sockets
@@ -19,7 +20,10 @@ from shared.cancel import Canceller
 from shared.ids import new_nonce
 from shared.lifespan import HttpServer, announce_ready, stop_requested
 from shared.origins import origin_pattern
+from shared.place import Outlooks
 from shared.probes import Loop, passing, probe_routes
+from shared.quota import Quotas
+from shared.reload import watching
 
 OUTBOX_PER_READ = 100
 DRAIN_SPREAD_MS = 5000
@@ -36,20 +40,23 @@ async def run(settings: Settings) -> None:
             for name, pool in deployment.pools.items()
             for shard in range(pool.shards)
         ]
+        quotas = Quotas(bus, deployment)
         consumers = [
             Consumer(bus, stream=tail.keys.outbox, group=keys.OUTBOX, name=replica,
-                     handle=Outbox(bus, tail.keys).on_entries, count=OUTBOX_PER_READ)
+                     handle=Outbox(bus, tail.keys, quotas).on_entries, count=OUTBOX_PER_READ)
             for tail in tails
         ]  # fmt: skip
-        sockets = Sockets(bus, Tails(tails), Canceller(bus, deployment), settings, origin_pattern(settings.origins))
-        await serve(settings, stop, bus, sockets, tails, consumers)
+        line = Line(Outlooks(bus, deployment.limits))
+        canceller, origins = Canceller(bus, deployment), origin_pattern(settings.origins)
+        sockets = Sockets(bus, Tails(tails), line, canceller, settings, origins)
+        events = Events(bus, Tails(tails), line, settings.heartbeat_s)
+        await serve(settings, stop, sockets, events, tails, [*consumers, line.refreshing(), watching(deployment)])
 
 
 async def serve(
-    settings: Settings, stop: asyncio.Event, bus: Bus, sockets: Sockets, tails: list[Tail], consumers: list[Consumer]
+    settings: Settings, stop: asyncio.Event, sockets: Sockets, events: Events, tails: list[Tail], others: list[Loop]
 ) -> None:
-    events = Events(bus, Tails(tails), settings.heartbeat_s)
-    loops: list[Loop] = [*tails, *consumers]
+    loops: list[Loop] = [*tails, *others]
     http = HttpServer(build(settings, sockets, events, loops), settings.host, settings.port, websockets=True,
                       drain_s=settings.drain_s)  # fmt: skip
     async with asyncio.TaskGroup() as tasks:

@@ -8,16 +8,19 @@ from typing import Any, assert_never
 from msgspec import Raw
 
 from services.notifier import metrics
-from services.notifier.frames import Data, Done, Err, Fail, Live, Outbound, Reset, Status, Sync
+from services.notifier.frames import Data, Done, Err, Fail, Live, Outbound, Reset, Status, Sync, place_info
+from services.notifier.line import Line, has_changed
 from shared.bus.client import Bus
 from shared.bus.cursor import Cursor, EntryId
 from shared.bus.subscription import Subscription
 from shared.bus.tail import Tail
 from shared.chunks import deltas, first_text
+from shared.clock import monotonic_s
 from shared.errors import BusError, ErrorBody
 from shared.lifecycle import State
 from shared.messages import NULL, Chunks, Event, Finished, Pending, Resumed, Started
 from shared.messages import Reset as ResetEvent
+from shared.place import Outlook
 from shared.record import Record
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,7 @@ class Feed:
         self,
         bus: Bus,
         tail: Tail,
+        line: Line,
         task_id: str,
         push: Push,
         *,
@@ -43,7 +47,11 @@ class Feed:
     ) -> None:
         """`named`: the subscription has many tasks, so every message tells which one."""
         self.task_id, self.cursor = task_id, cursor
-        self._bus, self._tail, self._push, self._id, self._form, self._on_end = bus, tail, push, id, form, on_end
+        self.waits, self.moves = False, 0
+        self._bus, self._tail, self._line, self._push = bus, tail, line, push
+        self._id, self._form, self._on_end = id, form, on_end
+        self._told: tuple[Outlook, float] | None = None
+        """The place that the client knows, and since when (monotonic)."""
         self._name = task_id if named else ""
         self._resumed = cursor != Cursor()
         self._ending: asyncio.Task[None] | None = None
@@ -62,9 +70,25 @@ class Feed:
 
     def close(self) -> None:
         metrics.SUBSCRIPTIONS.dec()
+        self._line.leave(self)
         self._subscription.close()
         if self._ending is not None:
             self._ending.cancel()
+
+    # -- from the line
+
+    def on_outlook(self, outlook: Outlook | None) -> None:
+        self.waits = outlook is not None
+        if outlook is None:
+            self._told = None
+            return
+        now_s = monotonic_s()
+        if self._told is not None:
+            before, at_s = self._told
+            if not has_changed(before, outlook, (now_s - at_s) * 1000):
+                return
+        self._told = outlook, now_s
+        self._push(Status(**self._head(), status=State.PENDING, info=place_info(outlook)))
 
     # -- from the subscription
 
@@ -83,11 +107,15 @@ class Feed:
         self._push(
             Sync(id=self._id, task=self.task_id, c=str(cursor), status=state, a=attempt, n=cursor.last, mode=mode)
         )
+        self.waits, self._told = state is State.PENDING, None
+        self._line.join(self)
 
     def on_live(self, position: EntryId) -> None:
         self._push(Live(id=self._id, task=self._name, c=str(self.cursor)))
 
     def on_event(self, position: EntryId, event: Event) -> None:
+        self.moves += 1
+        self.waits, self._told = isinstance(event, Pending), None
         match event:
             case Chunks():
                 self._on_chunks(position, event)

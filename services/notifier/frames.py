@@ -8,6 +8,7 @@ from msgspec import Raw, Struct
 
 from shared.errors import ErrorBody
 from shared.messages import NULL
+from shared.place import Outlook
 
 SUBPROTOCOL = "headrace.v1"
 VERSION = 1
@@ -118,6 +119,18 @@ class Data(OfTask, tag="d", kw_only=True):
 class Status(OfTask, tag="st", kw_only=True):
     status: str
     info: dict[str, Any]
+
+
+def place_info(outlook: Outlook) -> dict[str, Any]:
+    """What a Status of a waiting task tells. Left out: no place in line, an unknown start, no time that it waits for."""
+    info: dict[str, Any] = {"why": outlook.why}
+    if outlook.position:
+        info["pos"] = outlook.position
+    if outlook.eta_ms >= 0:
+        info["eta_ms"] = outlook.eta_ms
+    if outlook.due_ms:
+        info["due_ms"] = outlook.due_ms
+    return info
 
 
 class Live(OfTask, tag="live", kw_only=True):

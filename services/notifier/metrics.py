@@ -11,3 +11,4 @@ REPLAYS = Counter("hr_push_replays_total", "Starts of a task's delivery, by mode
 DISCONNECTS = Counter("hr_push_disconnects_total", "Closes by the server, by code", ("code",))
 GAPS = Counter("hr_push_gaps_total", "Ranges that did not join; stays 0 unless something is broken")
 REPLIES = Counter("hr_replies_total", "Replies written to streams, by outcome", ("outcome",))
+SETTLED = Counter("hr_settled_total", "Reservations of tokens that were settled with what their tasks used")

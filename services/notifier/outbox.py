@@ -1,7 +1,7 @@
-"""What must leave a shard: the replies that other systems wait for, written to their own streams.
+"""What must leave a shard: replies for other systems, to their own streams; what tasks have used, to their tenants' quotas.
 
-The outbox holds ids; the reply is made from the task's hash. At least once: a crash between the write and the
-acknowledgement writes a reply again, with the same `event`.
+The outbox holds ids; all of it is made from the task's hash. At least once: a crash before the acknowledgement writes a reply
+again, with the same `event`, and settles again, which changes nothing.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from shared.errors import BusError, HeadraceError, WrongKeyType
 from shared.keys import ShardKeys
 from shared.lifecycle import State
 from shared.messages import NULL, Reply
+from shared.quota import Quotas
 from shared.record import FIELDS, Record, parse_record
 from shared.replies import send_reply
 
@@ -30,37 +31,63 @@ DEAD_KEPT = 10_000
 
 
 class Outbox:
-    def __init__(self, bus: Bus, shard: ShardKeys) -> None:
-        self._bus, self._shard = bus, shard
+    def __init__(self, bus: Bus, shard: ShardKeys, quotas: Quotas) -> None:
+        self._bus, self._shard, self._quotas = bus, shard, quotas
 
     async def on_entries(self, entries: list[Entry]) -> Sequence[bytes]:
         """Raises: Unfinished, if Redis is out of reach."""
-        return settle(entries, await asyncio.gather(*(self._reply(entry) for entry in entries)))
+        return settle(entries, await asyncio.gather(*(self._carry_out(entry) for entry in entries)))
 
-    async def _reply(self, entry: Entry) -> BusError | None:
+    async def _carry_out(self, entry: Entry) -> BusError | None:
         """What kept us from it."""
         task_id = entry.fields.get(b"t", b"").decode()
         try:
-            values = await self._bus.bulk.call("HMGET", self._shard.task(task_id), *FIELDS, "result")
-            record = parse_record(values[:-1])
-            if record is None or not record.task.reply_to:
-                metrics.REPLIES.labels("expired").inc()
-                return None
-            await send_reply(self._bus, record.task.reply_to, make_reply(task_id, record, values[-1]))
-            metrics.REPLIES.labels("sent").inc()
-        except WrongKeyType as error:
-            return await self._bury(task_id, f"the reply stream holds a type that is not a stream: {error}")
+            *values, metered, used, result = await self._bus.bulk.call(
+                "HMGET", self._shard.task(task_id), *FIELDS, "metered", "used", "result"
+            )
+            record = parse_record(values)
         except BusError as error:
             return error
         except HeadraceError as error:
-            return await self._bury(task_id, str(error))
+            return await self._bury(task_id, "", str(error))
+        if record is None:
+            metrics.REPLIES.labels("expired").inc()
+            return None
+        left = [self._reply(task_id, record, result)] if record.task.reply_to else []
+        if metered:
+            left.append(self._settle(task_id, record, int(used or 0)))
+        return next((error for error in await asyncio.gather(*left) if error is not None), None)
+
+    async def _reply(self, task_id: str, record: Record, result: bytes | None) -> BusError | None:
+        try:
+            await send_reply(self._bus, record.task.reply_to, make_reply(task_id, record, result))
+            metrics.REPLIES.labels("sent").inc()
+        except WrongKeyType as error:
+            reason = f"the reply stream holds a type that is not a stream: {error}"
+            return await self._bury(task_id, record.task.tenant, reason)
+        except BusError as error:
+            return error
         return None
 
-    async def _bury(self, task_id: str, reason: str) -> BusError | None:
+    async def _settle(self, task_id: str, record: Record, used: int) -> BusError | None:
+        """A task that has not ended has been put here by a foreign hand: it is settled when it has."""
+        if not record.state.terminal:
+            return None
+        try:
+            await self._quotas.settle(record.task.tenant, task_id, used)
+            metrics.SETTLED.inc()
+        except WrongKeyType as error:  # it never will be, and must not stop the others
+            log.error("what %s has used cannot be charged: %s", task_id, error)
+        except BusError as error:
+            return error
+        return None
+
+    async def _bury(self, task_id: str, tenant: str, reason: str) -> BusError | None:
         log.error("the reply of %s cannot be delivered: %s", task_id, reason)
         metrics.REPLIES.labels("dead").inc()
         try:
             letter: dict[Arg, Arg] = {"k": "reply", "t": task_id, "code": "reply_undeliverable", "reason": reason}
+            letter["tenant"] = tenant
             await append(self._bus, self._shard.dead, letter, most_kept=DEAD_KEPT)
         except BusError as error:
             return error
@@ -84,4 +111,5 @@ def make_reply(task_id: str, record: Record, result: bytes | None) -> Reply:
         metadata=task.metadata,
         created_at_ms=record.created_at_ms,
         finished_at_ms=record.finished_at_ms,
+        cache=finished.cache if finished else "",
     )

@@ -4,7 +4,7 @@ import asyncio
 
 import msgspec
 
-from services.notifier.frames import Data, Outbound
+from services.notifier.frames import Data, OfTask, Outbound, Status
 from shared.errors import HeadraceError
 
 MOST_BYTES = 1024 * 1024
@@ -19,6 +19,8 @@ class Outgoing:
     def __init__(self) -> None:
         self._messages: list[Outbound] = []
         self._bytes = 0
+        self._places: dict[tuple[int, str], Status] = {}
+        """By task: a place in line that waits to be told; a later one takes its stead."""
         self._news = asyncio.Event()
 
     def push(self, message: Outbound) -> None:
@@ -27,6 +29,8 @@ class Outgoing:
             if self._messages and (merged := merge(self._messages[-1], message)) is not None:
                 self._messages[-1] = merged
                 return
+        elif isinstance(message, OfTask) and self._replaces(message):
+            return
         self._messages.append(message)
         self._news.set()
 
@@ -38,7 +42,19 @@ class Outgoing:
         if self._bytes > MOST_BYTES:
             raise TooSlow
         messages, self._messages, self._bytes = self._messages, [], 0
+        self._places.clear()
         return messages
+
+    def _replaces(self, message: OfTask) -> bool:
+        """A place in line of which an older one waits still: however long a client reads nothing, it is one message."""
+        key = message.id, message.task
+        waiting = self._places.pop(key, None)
+        if not isinstance(message, Status) or "why" not in message.info:
+            return False
+        self._places[key] = waiting or message
+        if waiting is not None:
+            waiting.info = message.info
+        return waiting is not None
 
 
 def merge(before: Outbound, data: Data) -> Data | None:

@@ -10,6 +10,7 @@ import logging
 import random
 import re
 from enum import Enum
+from functools import partial
 
 import msgspec
 from msgspec import Raw
@@ -17,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.notifier import frames, metrics
 from services.notifier.frames import Bye, Cancel, Close, Err, Hello, Ping, PingOut, Pong, PongOut, Sub, Unsub, Welcome
+from services.notifier.line import Line
 from services.notifier.outgoing import Outgoing, TooSlow
 from services.notifier.settings import Settings
 from services.notifier.subscriptions import Followed, SessionFeed, follow_task, refusal
@@ -56,9 +58,9 @@ class Sockets:
     """The WebSocket endpoint of a replica, and all its connections."""
 
     def __init__(
-        self, bus: Bus, tails: Tails, canceller: Canceller, settings: Settings, origins: re.Pattern[str]
+        self, bus: Bus, tails: Tails, line: Line, canceller: Canceller, settings: Settings, origins: re.Pattern[str]
     ) -> None:
-        self.bus, self.tails, self.canceller, self.settings = bus, tails, canceller, settings
+        self.bus, self.tails, self.line, self.canceller, self.settings = bus, tails, line, canceller, settings
         self._origins = origins
         self._open: set[Socket] = set()
 
@@ -85,7 +87,7 @@ class Sockets:
 
 class Socket:
     def __init__(self, door: Sockets, scope: Scope, receive: Receive, send: Send) -> None:
-        self._bus, self._tails, self._settings = door.bus, door.tails, door.settings
+        self._bus, self._tails, self._line, self._settings = door.bus, door.tails, door.line, door.settings
         self._canceller = door.canceller
         self._scope, self._receive, self._send = scope, receive, send
         self._phase = Phase.GREETING
@@ -211,8 +213,9 @@ class Socket:
             raise InvalidRequest("Name either a `task` or a `session`.", param="task")
         if sub.session:
             request.check_name("session", sub.session)
-            return SessionFeed(self._bus, self._tails, sub, self._outgoing.push)
-        return follow_task(self._bus, self._tails, sub, self._outgoing.push, on_end=lambda: self._drop_soon(sub.id))
+            return SessionFeed(self._bus, self._tails, self._line, sub, self._outgoing.push)
+        on_end = partial(self._drop_soon, sub.id)
+        return follow_task(self._bus, self._tails, self._line, sub, self._outgoing.push, on_end=on_end)
 
     def _drop_soon(self, id: int) -> None:
         """From inside a feed's own callback."""

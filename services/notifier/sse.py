@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from services.notifier.frames import FORMS, Done, Err, Fail, OfTask, Outbound, Sub
+from services.notifier.line import Line
 from services.notifier.outgoing import Outgoing, TooSlow
 from services.notifier.subscriptions import follow_task
 from shared.bus.client import Bus
@@ -25,8 +26,8 @@ PARAMETERS = ("after", "form")
 
 
 class Events:
-    def __init__(self, bus: Bus, tails: Tails, heartbeat_s: float) -> None:
-        self._bus, self._tails, self._heartbeat_s = bus, tails, heartbeat_s
+    def __init__(self, bus: Bus, tails: Tails, line: Line, heartbeat_s: float) -> None:
+        self._bus, self._tails, self._line, self._heartbeat_s = bus, tails, line, heartbeat_s
         self.stopping = asyncio.Event()
 
     async def endpoint(self, request: Request) -> Response:
@@ -34,7 +35,7 @@ class Events:
             sub = self._asked(request)
             await self._check_exists(sub.task)
             outgoing, ended = Outgoing(), asyncio.Event()
-            feed = follow_task(self._bus, self._tails, sub, outgoing.push, on_end=ended.set)
+            feed = follow_task(self._bus, self._tails, self._line, sub, outgoing.push, on_end=ended.set)
         except RequestError as error:
             return _refuse(error.status, error.body)
         except BusError as error:

@@ -7,6 +7,7 @@ from typing import Protocol
 from services.notifier import metrics
 from services.notifier.feed import Feed, Push
 from services.notifier.frames import Err, Sub
+from services.notifier.line import Line
 from shared.bus.client import Bus
 from shared.bus.cursor import Cursor, parse_cursor
 from shared.bus.tail import Tail, Tails
@@ -35,7 +36,7 @@ class Followed(Protocol):
     def close(self) -> None: ...
 
 
-def follow_task(bus: Bus, tails: Tails, sub: Sub, push: Push, *, on_end: "OnEnd") -> Feed:
+def follow_task(bus: Bus, tails: Tails, line: Line, sub: Sub, push: Push, *, on_end: "OnEnd") -> Feed:
     """Raises: InvalidTaskId, InvalidRequest."""
     if not isinstance(sub.after, str):
         raise InvalidRequest("`after` of a task is its cursor, a string.", param="after")
@@ -43,7 +44,7 @@ def follow_task(bus: Bus, tails: Tails, sub: Sub, push: Push, *, on_end: "OnEnd"
     if tail is None:
         raise InvalidTaskId(sub.task)
     cursor = parse_cursor(sub.after)
-    return Feed(bus, tail, sub.task, push, id=sub.id, cursor=cursor, form=sub.form, on_end=lambda _: on_end())
+    return Feed(bus, tail, line, sub.task, push, id=sub.id, cursor=cursor, form=sub.form, on_end=lambda _: on_end())
 
 
 class OnEnd(Protocol):
@@ -53,7 +54,7 @@ class OnEnd(Protocol):
 class SessionFeed:
     """All shards' tasks of a session. It listens first, then looks up what is there already: a task is followed once."""
 
-    def __init__(self, bus: Bus, tails: Tails, sub: Sub, push: Push) -> None:
+    def __init__(self, bus: Bus, tails: Tails, line: Line, sub: Sub, push: Push) -> None:
         """Raises: InvalidRequest, InvalidTaskId."""
         given = sub.after if isinstance(sub.after, dict) else {}
         self._places = {task: place_of(task) for task in given}
@@ -61,7 +62,7 @@ class SessionFeed:
         if isinstance(sub.after, str) and sub.after not in ("", "0", "now"):
             raise InvalidRequest("`after` of a session is `0`, `now`, or an object of cursors by task.", param="after")
         self._skip_ended = sub.after == "now"
-        self._bus, self._tails, self._sub, self._push = bus, tails, sub, push
+        self._bus, self._tails, self._line, self._sub, self._push = bus, tails, line, sub, push
         self._feeds: dict[str, Feed] = {}
         self._done = dict.fromkeys(task for task, cursor in given.items() if cursor == SEEN)
         self._looking: asyncio.Task[None] | None = None
@@ -97,7 +98,7 @@ class SessionFeed:
         if tail is None:
             return
         self._feeds[task_id] = feed = Feed(
-            self._bus, tail, task_id, self._push,
+            self._bus, tail, self._line, task_id, self._push,
             id=self._sub.id, cursor=self._cursors.get(task_id, Cursor()), form=self._sub.form,
             named=True, on_end=self._on_end,
         )  # fmt: skip

@@ -4,10 +4,13 @@ import asyncio
 
 from starlette.applications import Starlette
 
-from services.scheduler.front import Front
+from services.scheduler.doors import Doors
 from services.scheduler.housekeeping import INTERVAL_S, Housekeeping
 from services.scheduler.intake import Intake
+from services.scheduler.quota_sweep import INTERVAL_S as SWEEP_S
+from services.scheduler.quota_sweep import QuotaSweep
 from services.scheduler.settings import Settings
+from services.scheduler.terms import Terms
 from shared import config, keys
 from shared.bus.client import Bus
 from shared.bus.consume import Consumer, Handler
@@ -18,11 +21,10 @@ from shared.keys import shard_keys
 from shared.lifespan import HttpServer, announce_ready, stop_requested
 from shared.periodic import Periodic
 from shared.probes import Loop, passing, probe_routes
+from shared.reload import watching
 from shared.submit import Submitter
 
 ARRIVALS_PER_READ = 200
-DOOR_PER_READ = 100
-"""A small count, so that replicas share a burst."""
 
 
 async def run(settings: Settings) -> None:
@@ -34,14 +36,19 @@ async def run(settings: Settings) -> None:
         loops: list[Loop] = []
         for (pool, shard), partitions in shards.items():
             place = shard_keys(pool, shard)
-            intake = Intake(bus, place, deployment.limits)
-            tidy = Housekeeping(bus, place, deployment.limits, partitions, intake).tidy
+            intake = Intake(bus, place, deployment)
+            tidy = Housekeeping(bus, place, deployment, partitions, intake).tidy
             loops += [
                 consumer(bus, replica, place.arrivals, keys.SCHEDULER, intake.on_arrivals, ARRIVALS_PER_READ),
                 Periodic(f"housekeeping of {place.tag}", INTERVAL_S, tidy),
             ]
-        front = Front(bus, deployment, Submitter(bus, deployment))
-        loops.append(consumer(bus, replica, keys.REQUESTS, keys.FRONT, front.on_entries, DOOR_PER_READ))
+        terms = Terms(bus, deployment, [shard_keys(*shard) for shard in shards])
+        await terms.write()
+        loops += [
+            Doors(bus, deployment, Submitter(bus, deployment), replica),
+            Periodic("the sweep of the quotas", SWEEP_S, QuotaSweep(bus, deployment).look),
+            watching(deployment, terms.write),
+        ]
         await serve(settings, stop, loops)
 
 

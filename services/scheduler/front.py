@@ -1,11 +1,12 @@
-"""The stream door: entries of hr:requests from systems that know nothing of us but this.
+"""A stream door: entries of hr:requests, or hr:requests:<producer>, from systems that know nothing of us but this.
 
     XADD hr:requests * task '<the JSON of POST /v1/tasks>'
     XADD hr:requests * model smollm2-135m-instruct input_text 'Hello' reply_to orders
     XADD hr:requests * cancel order-17
 
 Every entry ends in one of four ways: a task, a cancelled task, a failed reply on the stream it names, or a dead letter in
-hr:refused. A faulty one never stops the others.
+hr:refused. A faulty one never stops the others. Who pays is the door's tenant (shared/payer.py); a task that asks to wait for
+its tenant's limits (`on_limit`) is made like any other, and waits behind the door.
 """
 
 import asyncio
@@ -23,13 +24,23 @@ from shared.bus.streams import append
 from shared.cancel import Canceller
 from shared.clock import now_ms
 from shared.config import Config
-from shared.errors import BusError, ErrorBody, InvalidRequest, InvalidTaskId, RequestError, WrongKeyType
+from shared.errors import (
+    BusError,
+    ErrorBody,
+    InvalidRequest,
+    InvalidTaskId,
+    ProducerUnknown,
+    RequestError,
+    TaskNotFound,
+    WrongKeyType,
+)
 from shared.ids import place_of
 from shared.keys import keys_of
 from shared.lifecycle import State
-from shared.messages import Reply
+from shared.messages import Reply, decode_task
+from shared.payer import Payer, of_producer
 from shared.replies import send_reply
-from shared.request import DEFAULT_TENANT, Request
+from shared.request import Request
 from shared.submit import Submitter
 
 log = logging.getLogger(__name__)
@@ -39,9 +50,13 @@ REFUSED_KEPT = 10_000
 
 
 class Front:
-    def __init__(self, bus: Bus, config: Config, submitter: Submitter) -> None:
+    def __init__(self, bus: Bus, config: Config, submitter: Submitter, producer: str = "") -> None:
+        """`producer`: whose door it is; empty: hr:requests."""
         self._bus, self._config, self._submitter = bus, config, submitter
         self._canceller = Canceller(bus, config)
+        self._producer = producer
+        self._last_payer: Payer | None = None
+        self.door = keys.door(producer) if producer else keys.REQUESTS
 
     async def on_entries(self, entries: list[Entry]) -> Sequence[bytes]:
         """Raises: Unfinished, if Redis is out of reach or full."""
@@ -56,16 +71,17 @@ class Front:
         except BusError as error:
             return error
         except Exception as error:  # one entry must never stop the others
-            log.exception("entry %s of hr:requests broke the scheduler", entry.id)
+            log.exception("entry %s of %s broke the scheduler", entry.id, self.door)
             return await self._refuse(entry, InvalidRequest(f"The entry could not be handled: {error!r}"))
         return None
 
     async def _accept(self, entry: Entry) -> str:
+        payer = self._payer()
         if b"cancel" in entry.fields:
-            await self._cancel(only_field(entry, "cancel"))
+            await self._cancel(payer, only_field(entry, "cancel"))
             return "cancel"
-        asked = parse(self._config, entry)
-        origin = (keys.REQUESTS.encode(), entry.id, *entry.fields.values())
+        asked = parse(self._config, payer, entry, self.door)
+        origin = (self.door.encode(), entry.id, *entry.fields.values())
         submitted = await self._submitter.submit(asked, self._submitter.new_id(asked, *origin))
         if submitted.new:
             return "accepted"
@@ -73,20 +89,40 @@ class Front:
             await append(self._bus, keys_of(submitted.id)[0].outbox, {"t": submitted.id})
         return "known"
 
-    async def _cancel(self, named: bytes) -> None:
+    def _payer(self) -> Payer:
+        """A producer that the configuration has dropped is charged as before: the door closes once it is empty.
+
+        Raises: ProducerUnknown.
+        """
+        try:
+            self._last_payer = of_producer(self._config.policy, self._producer)
+        except ProducerUnknown:
+            if not self._producer or self._last_payer is None:
+                raise
+        return self._last_payer
+
+    async def _cancel(self, payer: Payer, named: bytes) -> None:
         """A task of ours is known by the form of its id; any other name is a producer's own. Raises: RequestError."""
         name = named.decode(errors="replace")
         if is_task_id(name):
+            await self._check_owner(payer, name)
             await self._canceller.cancel(name)
         elif name:
-            await self._canceller.cancel_key(DEFAULT_TENANT, request.check_name("cancel", name))
+            await self._canceller.cancel_key(payer.tenant, request.check_name("cancel", name))
         else:
             raise InvalidRequest("`cancel` is empty; it names a task.", param="cancel")
+
+    async def _check_owner(self, payer: Payer, task_id: str) -> None:
+        """What belongs to others does not exist for a door that belongs to a tenant. Raises: TaskNotFound."""
+        if payer.named:
+            spec = await self._bus.read("HGET", keys_of(task_id)[0].task(task_id), "spec")
+            if spec is not None and decode_task(spec).tenant != payer.tenant:
+                raise TaskNotFound(task_id)
 
     async def _refuse(self, entry: Entry, error: RequestError | WrongKeyType) -> BusError | None:
         body = error.body if isinstance(error, RequestError) else ErrorBody(message=str(error), type="server_error")
         metrics.DOOR.labels(str(body.code or "wrong_key_type")).inc()
-        log.info("refused entry %s of hr:requests: %s", entry.id.decode(), body.message)
+        log.info("refused entry %s of %s: %s", entry.id.decode(), self.door, body.message)
         name, task_id = _said(entry, "reply_to"), _said(entry, "task_id")
         reply = Reply(
             event=f"{entry.id.decode()}:0",
@@ -110,19 +146,20 @@ class Front:
 
     async def _bury(self, entry: Entry, reason: str) -> None:
         said: dict[Arg, Arg] = {b"said." + field: value for field, value in entry.fields.items()}
-        letter: dict[Arg, Arg] = {"reason": reason, "entry": entry.id}
+        letter: dict[Arg, Arg] = {"reason": reason, "entry": entry.id, "door": self.door}
         await append(self._bus, keys.REFUSED, letter | said, most_kept=REFUSED_KEPT)
 
 
-def parse(config: Config, entry: Entry) -> Request:
-    """Raises: RequestError."""
+def parse(config: Config, payer: Payer, entry: Entry, door: str) -> Request:
+    """The same entry is always the same request. Raises: RequestError."""
+    origin = f"{door} {entry.id.decode()}"
     if b"task" in entry.fields:
-        return request.from_json(config, only_field(entry, "task"))
+        return request.from_json(config, payer, only_field(entry, "task"), origin=origin)
     try:
         fields = {name.decode(): value.decode() for name, value in entry.fields.items()}
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"A field is not valid UTF-8: {error}") from None
-    return request.from_fields(config, fields)
+    return request.from_fields(config, payer, fields, origin=origin)
 
 
 def is_task_id(name: str) -> bool:

@@ -10,7 +10,7 @@ from services.scheduler.repairing import Repair
 from services.scheduler.scripts import due, reap
 from shared.bus.client import Bus
 from shared.bus.script import MAX_ITEMS
-from shared.config import Limits
+from shared.config import Config
 from shared.errors import CommandRefused
 from shared.keys import ShardKeys
 from shared.lifecycle import Lane
@@ -26,12 +26,12 @@ INTERVAL_S = 1.0
 
 
 class Housekeeping:
-    def __init__(self, bus: Bus, shard: ShardKeys, limits: Limits, partitions: int, intake: Intake) -> None:
-        self._bus, self._shard, self._limits, self._intake = bus, shard, limits, intake
+    def __init__(self, bus: Bus, shard: ShardKeys, config: Config, partitions: int, intake: Intake) -> None:
+        self._bus, self._shard, self._limits, self._intake = bus, shard, config.limits, intake
         self._buses = [shard.bus(partition) for partition in range(partitions)]
         self._labels = (shard.pool, str(shard.shard))
-        self._workers_grace, self._waiters_grace = Grace(limits.lease_s), Grace(ATTACHED_MS / 1000)
-        self._repair = Repair(bus, shard, limits)
+        self._workers_grace, self._waiters_grace = Grace(config.limits.lease_s), Grace(ATTACHED_MS / 1000)
+        self._repair = Repair(bus, shard, config.limits)
 
     async def tidy(self) -> None:
         """One pass. Raises: BusError."""
@@ -85,21 +85,38 @@ class Housekeeping:
 
     async def _measure(self, now_ms: int) -> None:
         call, shard = self._bus.commands.send, self._shard
-        for lane, key in zip(Lane, shard.backlogs, strict=True):
-            waiting, oldest = await asyncio.gather(call("ZCARD", key), call("ZRANGE", key, 0, 0, "WITHSCORES"))
-            metrics.BACKLOG.labels(*self._labels, lane).set(waiting)
-            age_ms = now_ms - float(oldest[1]) if oldest else 0
-            metrics.OLDEST.labels(*self._labels, lane).set(max(0.0, age_ms / 1000))
+        waiting = await call("HMGET", shard.waiting, *(f"l:{lane}" for lane in Lane))
+        for lane, turns, tasks in zip(Lane, shard.turns, waiting, strict=True):
+            metrics.BACKLOG.labels(*self._labels, lane).set(int(tasks or 0))
+            metrics.TENANTS.labels(*self._labels, lane).set(await call("ZCARD", turns))
+            metrics.OLDEST.labels(*self._labels, lane).set(await self._oldest_s(lane, turns, now_ms))
         metrics.ARRIVALS.labels(*self._labels).set(await call("XLEN", shard.arrivals))
         await self._measure_workers(now_ms)
 
+    async def _oldest_s(self, lane: Lane, turns: str, now_ms: int) -> float:
+        """Age of the first task of the tenant whose turn is next: what waits longest, as far as shares permit."""
+        tenants = await self._bus.commands.call("ZRANGE", turns, 0, 0)
+        if not tenants:
+            return 0.0
+        backlog = self._shard.backlog(lane, tenants[0].decode())
+        oldest = await self._bus.commands.call("ZRANGE", backlog, 0, 0, "WITHSCORES")
+        return max(0.0, (now_ms - float(oldest[1])) / 1000) if oldest else 0.0
+
     async def _measure_workers(self, now_ms: int) -> None:
         announced = await self._bus.commands.call("HGETALL", self._shard.workers)
-        live, slots, busy = 0, 0, 0
+        live, busy, room = 0, 0, [0, 0, 0]
         for worker, said in zip(announced[::2], announced[1::2], strict=True):
-            beat_ms, announced_slots, _ = said.split(b" ", 2)
+            beat_ms, *slots, _ = said.split(b" ", 4)
             if now_ms - int(beat_ms) <= self._limits.lease_ms:
-                live, slots = live + 1, slots + int(announced_slots)
+                live, room = live + 1, [sum(pair) for pair in zip(room, map(int, slots), strict=True)]
                 busy += await self._bus.commands.call("XLEN", self._shard.work(worker.decode()))
-        for gauge, value in ((metrics.WORKERS, live), (metrics.SLOTS, slots), (metrics.BUSY, busy)):
+        await self._tell_estimates(" ".join(map(str, room)).encode())
+        for gauge, value in ((metrics.WORKERS, live), (metrics.BUSY, busy)):
             gauge.labels(*self._labels).set(value)
+        for lane, most in zip(Lane, room, strict=True):
+            metrics.SLOTS.labels(*self._labels, lane).set(most)
+
+    async def _tell_estimates(self, slots: bytes) -> None:
+        """Of live workers, for predictions of waiting times: a dispatch writes it too, but only one that hands out something."""
+        if slots != await self._bus.commands.call("HGET", self._shard.fair, "slots"):
+            await self._bus.commands.call("HSET", self._shard.fair, "slots", slots)

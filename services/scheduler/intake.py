@@ -1,41 +1,80 @@
 """One shard's arrivals: admitted into the waiting order, then handed to workers as far as there are credits."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
 from services.scheduler import metrics
-from services.scheduler.scripts import Arrival, admit, dispatch
+from services.scheduler.scripts import Arrival, admit, dispatch, follow
 from shared.bus.client import Bus
 from shared.bus.consume import Entry
 from shared.bus.script import MAX_ITEMS
-from shared.config import Limits
+from shared.config import Config
+from shared.errors import RateLimited, WrongKeyType
 from shared.keys import ShardKeys
+from shared.messages import decode_task
+from shared.quota import Quotas
+from shared.submit import MADE_UNKNOWN
 
 log = logging.getLogger(__name__)
 
+CACHED = ("hit", "followed", "miss", "refresh")
+"""Verdicts of admit on tasks whose answer may be that of another one; the last two are queued."""
+
 
 class Intake:
-    def __init__(self, bus: Bus, shard: ShardKeys, limits: Limits) -> None:
-        self._bus, self._shard, self._limits = bus, shard, limits
+    def __init__(self, bus: Bus, shard: ShardKeys, config: Config) -> None:
+        self._bus, self._shard, self._config, self._quotas = bus, shard, config, Quotas(bus, config)
         labels = (shard.pool, str(shard.shard))
         self._admitted, self._dispatched = metrics.ADMITTED.labels(*labels), metrics.DISPATCHED.labels(*labels)
+        self._cached = {outcome: metrics.CACHE.labels(*labels, outcome) for outcome in CACHED}
 
     async def on_arrivals(self, entries: list[Entry]) -> Sequence[bytes]:
-        """New tasks, and wake-ups for freed slots. The admit script clears the entries itself."""
+        """New tasks, ends that others wait for, and wake-ups for freed slots. The admit script clears the entries itself."""
+        for entry in entries:
+            if (digest := entry.fields.get(b"lead")) is not None:
+                await self._follow(digest.decode(), entry.fields.get(b"of", b"").decode())
         arrivals = [Arrival(entry.fields.get(b"t", b"").decode(), entry.id) for entry in entries]
         for start in range(0, len(arrivals), MAX_ITEMS):
-            verdicts = await admit(self._bus, self._shard, arrivals[start : start + MAX_ITEMS])
-            self._admitted.inc(verdicts.count("queued"))
-            for verdict in verdicts:
-                if verdict.startswith("wrongtype"):
-                    log.error("a task was dropped from `in`: %s holds a type that is not Headrace's", verdict[10:])
+            await self._admit(arrivals[start : start + MAX_ITEMS])
         await self.dispatch()
         return ()
+
+    async def _follow(self, digest: str, ended_id: str) -> None:
+        """Those that waited for the answer of a task that has ended get it, or one of them leads. Raises: BusError."""
+        try:
+            while (await follow(self._bus, self._shard, self._config.limits, digest, ended_id)).more:
+                pass
+        except WrongKeyType as error:  # the repair takes them in again when the key is gone
+            log.error("nobody sees to those that follow %s: %s", ended_id, error)
+
+    async def _admit(self, arrivals: Sequence[Arrival]) -> None:
+        verdicts = await admit(self._bus, self._shard, self._config.limits, arrivals)
+        self._admitted.inc(sum(verdict in ("queued", "miss", "refresh") for verdict in verdicts))
+        for verdict in verdicts:
+            if verdict in self._cached:
+                self._cached[verdict].inc()
+        for verdict in verdicts:
+            if verdict.startswith("wrongtype"):
+                log.error("a task cannot be admitted: %s holds a type that is not Headrace's", verdict[10:])
+        owing = [arrival for arrival, verdict in zip(arrivals, verdicts, strict=True) if verdict == "owes"]
+        if owing:
+            await self._admit(await asyncio.gather(*map(self._take, owing)))
+
+    async def _take(self, arrival: Arrival) -> Arrival:
+        """Reserve what a task may use that waits for its tenant's rates, or learn when to ask again. Raises: BusError."""
+        spec, *tokens = await self._bus.read("HMGET", self._shard.task(arrival.id), "spec", "tokens_in", "tokens_out")
+        tokens_in, tokens_out = (int(value or 0) for value in tokens)
+        try:
+            await self._quotas.take(decode_task(spec), arrival.id, tokens_in + (tokens_out or MADE_UNKNOWN))
+        except RateLimited as refused:
+            return Arrival(arrival.id, arrival.entry, str(1000 * (refused.retry_after_s or 1)))
+        return Arrival(arrival.id, arrival.entry, "taken")
 
     async def dispatch(self) -> None:
         """Hand out tasks until the credits or the tasks are used up."""
         while True:
-            done = await dispatch(self._bus, self._shard, self._limits)
+            done = await dispatch(self._bus, self._shard, self._config)
             self._dispatched.inc(done.handed_out)
             if done.handed_out < MAX_ITEMS:
                 return

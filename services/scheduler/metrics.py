@@ -5,12 +5,18 @@ from prometheus_client import Counter, Gauge
 SHARD = ("pool", "shard")
 
 BACKLOG = Gauge("hr_backlog_tasks", "Tasks waiting for a free slot", (*SHARD, "lane"))
-OLDEST = Gauge("hr_backlog_oldest_age_seconds", "Age of the longest waiting task", (*SHARD, "lane"))
+TENANTS = Gauge("hr_backlog_tenants", "Tenants that have waiting tasks and are below their cap", (*SHARD, "lane"))
+OLDEST = Gauge(
+    "hr_backlog_oldest_age_seconds", "Age of the oldest task of the tenant whose turn is next", (*SHARD, "lane")
+)
 ARRIVALS = Gauge("hr_arrivals_entries", "Entries of `in` that are not admitted yet", SHARD)
 WORKERS = Gauge("hr_workers", "Workers with a fresh beat", SHARD)
-SLOTS = Gauge("hr_slots", "Slots announced by workers with a fresh beat", SHARD)
+SLOTS = Gauge("hr_slots", "Slots announced by workers with a fresh beat, as far as tasks of the lane may take them", (*SHARD, "lane"))
 BUSY = Gauge("hr_slots_busy", "Slots of those that hold a task", SHARD)
 ADMITTED = Counter("hr_admitted_total", "Tasks put into the waiting order", SHARD)
+CACHE = Counter(
+    "hr_cache_total", "Tasks whose answer may be that of another one: hit, followed, miss, refresh", (*SHARD, "outcome")
+)
 DISPATCHED = Counter("hr_dispatched_total", "Tasks handed to workers", SHARD)
 TAKEN_BACK = Counter("hr_taken_back_total", "Tasks taken back from silent workers", (*SHARD, "stage"))
 QUARANTINED = Counter("hr_quarantined_total", "Tasks given up because their workers died, at the taking back", SHARD)
@@ -22,4 +28,7 @@ DUE = Counter(
 REPAIRED = Counter("hr_repaired_total", "Unfinished tasks that were nowhere; above 0 only after data was lost", SHARD)
 DOOR = Counter(
     "hr_door_entries_total", "Entries of hr:requests, by outcome: accepted, known or an error code", ("outcome",)
+)
+ORPHANS = Counter(
+    "hr_quota_orphans_total", "Reservations that only the sweep has settled, by what became of the task", ("task",)
 )

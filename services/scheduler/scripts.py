@@ -7,15 +7,22 @@ from msgspec.structs import astuple
 
 from shared.bus.client import Bus
 from shared.bus.connection import Arg
-from shared.bus.script import MAX_ITEMS, Script
-from shared.config import Limits
+from shared.bus.script import MAX_BYTES, MAX_ITEMS, Script
+from shared.config import Config, Limits
 from shared.keys import ShardKeys
+from shared.lifecycle import Lane
 
 ADMIT = Script("services.scheduler", "admit")
 DISPATCH = Script("services.scheduler", "dispatch")
 REAP = Script("services.scheduler", "reap")
 DUE = Script("services.scheduler", "due")
 REPAIR = Script("services.scheduler", "repair")
+FOLLOW = Script("services.scheduler", "follow")
+
+
+WARM_MS = 600_000
+"""How long a worker is taken to have a prompt's beginning in its KV cache. Longer and memory holds digests that nobody asks
+for; a wrong guess costs what it would without."""
 
 
 class Arrival(Struct, frozen=True):
@@ -23,6 +30,8 @@ class Arrival(Struct, frozen=True):
 
     id: str
     entry: bytes
+    quota: str = ""
+    """`taken`, or the milliseconds until it may be asked for again; empty: nobody has asked."""
 
 
 class Dispatched(Struct, frozen=True):
@@ -44,7 +53,17 @@ class Due(Struct, frozen=True):
     told: int
     """Running tasks whose workers were told to stop."""
     back: int
-    """Retries put back into the waiting order."""
+    """Retries, and tasks that had to wait for their time, that arrive now."""
+
+
+class Followed(Struct, frozen=True):
+    """What became of those that waited for the answer of a task that has ended."""
+
+    answered: int
+    promoted: int
+    """1: one of them leads the others, and is in `in`."""
+    more: int
+    """1: call again."""
 
 
 class Look(Struct, frozen=True):
@@ -55,18 +74,20 @@ class Look(Struct, frozen=True):
     """What an earlier look answered; empty: this is the first."""
 
 
-async def admit(bus: Bus, shard: ShardKeys, arrivals: Sequence[Arrival]) -> list[str]:
-    keys = [shard.arrivals, *shard.backlogs]
-    keys += [shard.task(arrival.id) if arrival.id else shard.arrivals for arrival in arrivals]
-    args: list[Arg] = []
+async def admit(bus: Bus, shard: ShardKeys, limits: Limits, arrivals: Sequence[Arrival]) -> list[str]:
+    """One verdict per arrival: see admit.lua."""
+    args: list[Arg] = [*limits.kept(shard.base)]
     for arrival in arrivals:
         args += astuple(arrival)
-    return [verdict.decode() for verdict in await bus.run(ADMIT, keys, args)]
+    return [verdict.decode() for verdict in await bus.run(ADMIT, [shard.arrivals, shard.later], args)]
 
 
-async def dispatch(bus: Bus, shard: ShardKeys, limits: Limits, most: int = MAX_ITEMS) -> Dispatched:
-    keys = [shard.workers, shard.suspects, shard.later, *shard.backlogs]
-    return Dispatched(*await bus.run(DISPATCH, keys, [shard.base, most, limits.lease_ms, max(1, limits.crashes - 1)]))
+async def dispatch(bus: Bus, shard: ShardKeys, config: Config, most: int = MAX_ITEMS) -> Dispatched:
+    limits, policy = config.limits, config.policy
+    args: list[Arg] = [shard.base, most, limits.lease_ms, max(1, limits.crashes - 1)]
+    args += [str(policy.affinity), WARM_MS]
+    args += [str(policy.lanes[lane].share) for lane in Lane]
+    return Dispatched(*await bus.run(DISPATCH, [shard.workers, shard.suspects, shard.later], args))
 
 
 async def reap(bus: Bus, shard: ShardKeys, limits: Limits, most: int = MAX_ITEMS) -> Reaped:
@@ -85,3 +106,10 @@ async def repair(bus: Bus, shard: ShardKeys, limits: Limits, looks: Sequence[Loo
     for look in looks:
         args += astuple(look)
     return [verdict.decode() for verdict in await bus.run(REPAIR, [shard.expiry, shard.leases], args)]
+
+
+async def follow(
+    bus: Bus, shard: ShardKeys, limits: Limits, digest: str, ended_id: str, most: int = MAX_ITEMS
+) -> Followed:
+    keys = [shard.followers(digest), shard.flight(digest), shard.arrivals]
+    return Followed(*await bus.run(FOLLOW, keys, [*limits.kept(shard.base), digest, ended_id, most, MAX_BYTES]))

@@ -117,6 +117,7 @@ class Consumer:
                 joined = False
                 await self._wait_out(error)
         await self._leave()
+        await self._read.close()
 
     async def stop(self) -> None:
         self._stopping = True

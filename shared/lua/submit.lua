@@ -1,17 +1,24 @@
 #!lua
 -- submit: make tasks, once each. The only script that is refused when memory is full, with reserve.
--- KEYS     in, backlog of each lane (3), then per task: task, tenant index, session index, bus
+-- KEYS     in, later, then per task: task, tenant index, session index, bus
 -- ARGV     base of the shard's keys, results kept (ms), log kept (ms), backlog limit (tasks), index length (tasks),
---          waiter's lease (ms), then per task: id, lane, session, reply_to, attached ('1' or ''), expires in (ms), spec, body,
---          pending event
--- RETURNS  per task: 'new' | state of the task that has this id already | 'full' | 'wrongtype <key>'
--- INVARIANT a task's hash, its entry in `in` and its deadline are made together; a repeat makes none. A task that was
---          cancelled before it came is made, and ends in the same step.
-local arrivals, lanes = KEYS[1], {KEYS[2], KEYS[3], KEYS[4]}
+--          waiter's lease (ms), then per task: id, lane, tenant, session, reply_to, attached ('1' or ''), expires in (ms),
+--          hurried ('1' = refused if it would not start by then), starts in (ms), tokens in, tokens out (0 = not said),
+--          queued limit (tasks, 0 = none), batch limit (tokens, 0 = none), metered ('1' or ''), owes ('1' or ''), cache, prefix,
+--          spec, body, pending event
+-- RETURNS  per task: 'new' | state of the task that has this id already | 'full' | 'tenant_full' | 'batch_full'
+--          | 'late <wait in ms>' | 'wrongtype <key>'
+-- INVARIANT a task's hash, its place in `in` or `later`, and its deadline are made together; a repeat makes none. A task that
+--          was cancelled before it came is made, and ends in the same step.
+local arrivals, later = KEYS[1], KEYS[2]
 local base, kept_ms, log_kept_ms = ARGV[1], ARGV[2], ARGV[3]
 local backlog_limit, index_length, attached_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 
--- USES clock, types, task
+-- USES clock, types, shard, fair, flight, task, eta, limits
+
+local NAMES = {'id', 'lane', 'tenant', 'session', 'reply_to', 'attached', 'expires_ms', 'hurried', 'starts_ms', 'tokens_in',
+  'tokens_out', 'queued_limit', 'batch_limit', 'metered', 'owes', 'cache', 'prefix', 'spec', 'body', 'pending'}
+local KEPT = {'lane', 'tenant', 'session', 'reply_to', 'tokens_in', 'tokens_out', 'spec', 'body', 'metered', 'owes', 'cache', 'prefix'}
 
 local function remember(index, id)
   redis.call('ZADD', index, now_ms, id)
@@ -19,62 +26,56 @@ local function remember(index, id)
   redis.call('PEXPIRE', index, kept_ms)
 end
 
-local function broken_shard()
-  if not is(arrivals, 'stream') then return 'wrongtype ' .. arrivals end
-  for _, key in ipairs({lanes[1], lanes[2], lanes[3], base .. 'expiry', base .. 'attached'}) do
-    if not is(key, 'zset') then return 'wrongtype ' .. key end
-  end
-end
-local broken, room = broken_shard(), 0
-if not broken then
-  room = backlog_limit - redis.call('XLEN', arrivals)
-  for _, lane in ipairs(lanes) do room = room - redis.call('ZCARD', lane) end
-end
-
 -- What keeps it from being made; true as the second answer: it was cancelled before it came.
-local function refusal(id, reply_to, task, tenant_index, session_index, bus)
-  local kind, cancelled = redis.call('TYPE', task).ok, false
+local function refusal(asked, key, tenant_index, session_index, bus)
+  local kind, cancelled = redis.call('TYPE', key).ok, false
   if kind == 'hash' then
-    local state, tombstone = unpack(redis.call('HMGET', task, 'state', 'tombstone'))
-    if not tombstone then return state or 'wrongtype ' .. task end
+    local state, tombstone = unpack(redis.call('HMGET', key, 'state', 'tombstone'))
+    if not tombstone then return state or 'wrongtype ' .. key end
     cancelled = true
   elseif kind ~= 'none' then
-    return 'wrongtype ' .. task
+    return 'wrongtype ' .. key
   end
-  for key, wanted in pairs({[tenant_index] = 'zset', [session_index] = 'zset', [bus] = 'stream',
-    [base .. 'log:' .. id] = 'stream', [reply_to ~= '' and base .. 'outbox' or bus] = 'stream'}) do
-    if not is(key, wanted) then return 'wrongtype ' .. key end
-  end
-  return broken or (not cancelled and room <= 0 and 'full'), cancelled
+  local wrong = misused(asked, tenant_index, session_index, bus)
+  if wrong then return 'wrongtype ' .. wrong end
+  return not cancelled and over_limit(asked), cancelled
 end
 
-local function submit(keys, id, lane, session, reply_to, attached, expires_ms, spec, body, pending)
-  local task, tenant_index, session_index, bus = unpack(keys)
-  local refused, cancelled = refusal(id, reply_to, task, tenant_index, session_index, bus)
+local function make(asked, key, deadline_ms)
+  local fields = {'state', 'pending', 'epoch', 0, 'created_at_ms', now_ms, 'deadline_ms', deadline_ms, 'eta_ms', asked.wait_ms or -1}
+  for _, name in ipairs(KEPT) do
+    if asked[name] ~= '' then fields[#fields + 1], fields[#fields + 2] = name, asked[name] end
+  end
+  redis.call('DEL', key)
+  redis.call('HSET', key, unpack(fields))
+end
+
+local function submit(asked, key, tenant_index, session_index, bus)
+  local refused, cancelled = refusal(asked, key, tenant_index, session_index, bus)
   if refused then return refused end
-  room = room - 1
-  local deadline_ms = now_ms + tonumber(expires_ms)
-  redis.call('DEL', task)
-  redis.call('HSET', task, 'state', 'pending', 'lane', lane, 'session', session, 'reply_to', reply_to, 'epoch', 0,
-    'created_at_ms', now_ms, 'deadline_ms', deadline_ms, 'spec', spec, 'body', body)
+  local id, starts_ms, deadline_ms = asked.id, tonumber(asked.starts_ms), now_ms + tonumber(asked.expires_ms)
+  make(asked, key, deadline_ms)
+  count(asked.lane, asked.tenant, 1, most_tokens(tonumber(asked.tokens_in), tonumber(asked.tokens_out)))
   remember(tenant_index, id)
-  if session ~= '' then
+  if asked.session ~= '' then
     remember(session_index, id)
-    redis.call('XADD', bus, 'MINID', '~', now_ms - 120000, '*', 't', id, 's', session, 'e', pending)
+    redis.call('XADD', bus, 'MINID', '~', now_ms - 120000, '*', 't', id, 's', asked.session, 'e', asked.pending)
   end
   if cancelled then
     end_as(find(id), 'cancelled')
     return 'cancelled'
   end
-  redis.call('XADD', arrivals, '*', 't', id)
+  if starts_ms > 0 then redis.call('ZADD', later, now_ms + starts_ms, id) else arrive(id) end
   redis.call('ZADD', base .. 'expiry', deadline_ms, id)
-  if attached ~= '' then redis.call('ZADD', base .. 'attached', now_ms + attached_ms, id) end
+  if asked.attached ~= '' then redis.call('ZADD', base .. 'attached', now_ms + attached_ms, id) end
   return 'new'
 end
 
+check_shard()
 local verdicts = {}
-for item = 0, (#ARGV - 6) / 9 - 1 do
-  local key, arg = 5 + item * 4, 7 + item * 9
-  verdicts[#verdicts + 1] = submit({unpack(KEYS, key, key + 3)}, unpack(ARGV, arg, arg + 8))
+for item = 0, (#ARGV - 6) / 20 - 1 do
+  local key, arg, asked = 3 + item * 4, 7 + item * 20, {}
+  for i, name in ipairs(NAMES) do asked[name] = ARGV[arg + i - 1] end
+  verdicts[#verdicts + 1] = submit(asked, unpack(KEYS, key, key + 3))
 end
 return verdicts

@@ -10,6 +10,7 @@ from msgspec.structs import fields
 from services.inference.scripts import Emission, Ending, Hand, Release
 from services.scheduler.scripts import Arrival, Look
 from shared.bus.script import Script
+from shared.quota import Settling, Taking
 from shared.submit import SubmitItem
 from tests.architecture.sources import ROOT, lua_libraries, lua_scripts, name_of
 
@@ -22,13 +23,15 @@ USES = re.compile(r"^-- USES (.+)$", re.MULTILINE)
 
 Stride = tuple[str, type[Struct], int]
 STRIDES: list[Stride] = [
-    ("shared/lua/submit.lua", SubmitItem, 9),
-    ("services/scheduler/lua/admit.lua", Arrival, 2),
+    ("shared/lua/submit.lua", SubmitItem, 20),
+    ("shared/lua/take.lua", Taking, 2),
+    ("shared/lua/settle.lua", Settling, 2),
+    ("services/scheduler/lua/admit.lua", Arrival, 3),
     ("services/scheduler/lua/repair.lua", Look, 2),
     ("services/inference/lua/start.lua", Hand, 3),
     ("services/inference/lua/emit.lua", Emission, 6),
-    ("services/inference/lua/finish.lua", Ending, 11),
-    ("services/inference/lua/release.lua", Release, 13),
+    ("services/inference/lua/finish.lua", Ending, 12),
+    ("services/inference/lua/release.lua", Release, 14),
 ]
 
 
@@ -47,7 +50,7 @@ def body(text: str) -> str:
 @pytest.mark.parametrize("path", lua_scripts(), ids=name_of)
 def test_script_begins_with_its_shebang_and_a_whole_header(path: Path) -> None:
     text = path.read_text()
-    assert re.fullmatch(r"#!lua( flags=allow-oom)?", text.splitlines()[0])
+    assert re.fullmatch(r"#!lua( flags=(allow-oom|no-writes))?", text.splitlines()[0])
     parts = [rf"^-- {path.stem}: \S", *(rf"^-- {word} +\S" for word in ("KEYS", "ARGV", "RETURNS", "INVARIANT"))]
     places = [match.start() if (match := re.search(part, header(text), re.MULTILINE)) else -1 for part in parts]
     assert -1 not in places, f"the header lacks {parts[places.index(-1)]}"
@@ -56,7 +59,7 @@ def test_script_begins_with_its_shebang_and_a_whole_header(path: Path) -> None:
 
 
 def test_only_what_makes_new_data_is_refused_when_memory_is_full() -> None:
-    refused = {path.stem for path in lua_scripts() if "allow-oom" not in path.read_text().splitlines()[0]}
+    refused = {path.stem for path in lua_scripts() if not re.search("allow-oom|no-writes", path.read_text().splitlines()[0])}
     assert refused == {"submit", "reserve"}
 
 

@@ -26,6 +26,7 @@ from shared.clock import monotonic_s
 from shared.config import Config, Safety
 from shared.errors import BusError
 from shared.keys import keys_of
+from shared.payer import ANONYMOUS
 from shared.request import from_json
 from shared.submit import Submitter
 from tests.chaos.link import Link
@@ -149,7 +150,7 @@ async def load(url: str, config: Config, struck: asyncio.Event) -> dict[str, flo
     acknowledged: dict[str, float] = {}
     async with Bus(url, name="bench", safety=config) as bus:
         submitter = Submitter(bus, config)
-        request = from_json(config, ENTRY)
+        request = from_json(config, ANONYMOUS, ENTRY)
 
         async def write() -> None:
             with contextlib.suppress(BusError):

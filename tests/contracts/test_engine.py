@@ -98,6 +98,15 @@ async def test_as_many_run_at_once_as_there_are_slots_and_closing_one_frees_its_
     await engine.health()
 
 
+async def test_an_engine_tells_that_it_goes_on_and_what_it_had_to_put_back(engine: Engine) -> None:
+    before = engine.capacity()
+    await ask(engine, COMPLETIONS, model=MODEL, prompt="one two three four", stream=True, max_tokens=4)
+    after = engine.capacity()
+    assert after.steps > before.steps
+    assert after.preemptions == before.preemptions == 0
+    assert not engine.remote
+
+
 @ONLY_REAL
 async def test_the_prompt_ids_and_the_ids_made_reproduce_the_text(engine: Engine) -> None:
     asked = {"model": MODEL, "prompt": "one two three four", "temperature": 0, "stream": True}

@@ -1,11 +1,21 @@
-"""headrace.toml is the built-in configuration, written out."""
+"""headrace.toml is the built-in configuration, written out, with an example of everything else that can be said."""
 
+import re
 import tomllib
 
 import msgspec
 
-from shared import config
+from shared import config, policy
+from shared.lifecycle import Lane
 from tests.deploy.reading import ROOT
+
+WRITTEN = (ROOT / "headrace.toml").read_text()
+WHOLE = re.sub(r"^#(?! \S|$)", "", WRITTEN, flags=re.MULTILINE)
+"""With every example in force."""
+
+
+def fields(kind: type[msgspec.Struct]) -> set[str]:
+    return {field.name for field in msgspec.structs.fields(kind)}
 
 
 def test_the_example_configuration_says_the_defaults() -> None:
@@ -13,13 +23,30 @@ def test_the_example_configuration_says_the_defaults() -> None:
     assert msgspec.structs.replace(written, path=None) == config.Config(pools=config.DEFAULT_POOLS)
 
 
+def test_the_example_configuration_is_valid_with_all_its_examples() -> None:
+    whole = config.parse("headrace.toml", WHOLE.encode())
+    assert whole.policy != policy.Policy()
+
+
 def test_the_example_configuration_names_every_setting() -> None:
-    data = tomllib.loads((ROOT / "headrace.toml").read_text())
+    data = tomllib.loads(WHOLE)
     (pool,) = data["pools"].values()
+    (alias,) = data["aliases"].values()
     for written, kind in (
         (pool, config.Pool),
         (pool["vllm"], config.VllmOptions),
         (pool["echo"], config.EchoOptions),
         (data["limits"], config.Limits),
+        (data["lanes"]["interactive"], policy.LaneRule),
+        (data["tenants"]["acme"], policy.Tenant),
+        (*data["keys"].values(), policy.Key),
+        (*data["producers"].values(), policy.Producer),
+        (alias, policy.Alias),
+        (alias["targets"][0], policy.Target),
+        (alias["shadow"], policy.Shadow),
+        (*data["templates"].values(), policy.Template),
+        (*data["cache"], policy.CacheRule),
     ):
-        assert set(written) == {field.name for field in msgspec.structs.fields(kind)}
+        assert set(written) == fields(kind)
+    assert set(data["lanes"]) == set(Lane)
+    assert set(data) == {*fields(config.Safety), *fields(policy.Policy), "pools", "limits"}

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
 from services.notifier import frames
-from shared import config, errors, keys, record, request
+from shared import config, errors, keys, policy, policy_file, record, request
 from shared.messages import Reply
 from shared.settings import SHARED
 
@@ -117,16 +117,57 @@ def test_the_configuration_lists_every_variable_with_its_default() -> None:
     assert [name for name, default in made.items() if default not in (None, "") and told[name] != str(default)] == []
 
 
-def test_the_configuration_lists_every_setting_of_the_file_with_its_default() -> None:
+SETTINGS = {
+    "At the top of the file:": config.Safety,
+    "**`[pools.<name>]`**": config.Pool,
+    "**`[pools.<name>.vllm]`**": config.VllmOptions,
+    "**`[pools.<name>.echo]`**": config.EchoOptions,
+    "**`[limits]`**": config.Limits,
+    "**`[lanes.interactive]`**": policy.LaneRule,
+    "**`[tenants.<name>]`**": policy.Tenant,
+    "**`[keys.<name>]`**": policy.Key,
+    "**`[producers.<name>]`**": policy.Producer,
+    "**`[aliases.<name>]`**": policy.Alias,
+    "A target:": policy.Target,
+    "A shadow:": policy.Shadow,
+    "**`[templates.<name>]`**": policy.Template,
+    "**`[[cache]]`**": policy.CacheRule,
+}
+"""What each table of docs/configuration.md describes, by the words before it."""
+
+
+@pytest.mark.parametrize(("words", "kind"), SETTINGS.items())
+def test_the_configuration_lists_every_setting_of_the_file_with_its_default(
+    words: str, kind: type[msgspec.Struct]
+) -> None:
     section = text("configuration.md").partition("## headrace.toml")[2].partition("\n## ")[0]
-    told = {row[0]: row[1] for row in table(section)}
-    made: dict[str, Any] = {}
-    for kind in (config.Safety, config.Pool, config.VllmOptions, config.EchoOptions, config.Limits):
-        made |= {name: field.default for name, field in fields(kind).items() if name not in ("vllm", "echo")}
+    found = re.search(rf"^{re.escape(words)}(?:(?!\n\|)[\s\S])*((?:\n\|.*)+)", section, re.MULTILINE)
+    assert found is not None
+    told = {row[0]: row[1] for row in table(found[1])}
+    made = {name: field for name, field in fields(kind).items() if name not in ("vllm", "echo")}
+    if kind is config.Safety:
+        made |= {name: fields(policy.Policy)[name] for name in policy_file.SCALARS}
     assert told.keys() == made.keys()
-    for name, default in made.items():
-        if default is not msgspec.NODEFAULT and not isinstance(default, dict):
-            assert tomllib.loads(f"x = {told[name]}")["x"] == default, name
+    for name, field in made.items():
+        if (kind, name) in ((policy.LaneRule, "share"), (policy.LaneRule, "slots")):
+            continue  # of each lane its own
+        if field.required:
+            assert told[name] == "required", name
+        elif field.default is not msgspec.NODEFAULT and not isinstance(field.default, dict):
+            assert default_in(told[name]) == field.default, name
+
+
+def test_the_configuration_says_the_defaults_of_every_lane() -> None:
+    section = text("configuration.md").partition("**`[lanes.interactive]`**")[2].partition("**`[tenants")[0]
+    told = {row[0]: [float(value) for value in row[1].split(", ")] for row in list(table(section))[:2]}
+    assert told == {name: [getattr(rule, name) for rule in policy.LANES.values()] for name in ("share", "slots")}
+
+
+def default_in(cell: str) -> object:
+    """What a cell of the column `default` means."""
+    if cell == "none" or cell.startswith("limits."):
+        return None
+    return tomllib.loads(f"x = {cell}")["x"]
 
 
 def test_the_stream_door_lists_every_field_and_every_refusal() -> None:

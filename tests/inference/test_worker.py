@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from services.inference.breaker import FAILED_TASKS
 from services.inference.engine import Answer, Call, CannotResume, Capacity, Chunk, EngineDead
 from services.inference.run import DRAINED, FENCED
 from services.inference.scripts import Hand, Owner
@@ -16,9 +17,11 @@ from shared.bus.client import Bus
 from shared.bus.consume import Entry
 from shared.cancel import cancel
 from shared.config import Limits
+from shared.lifecycle import Lane
 from shared.messages import Chunks, Finished, Reset, Resumed, decode_event
+from shared.policy import LANES, LaneRule, Live, Policy
 from tests.support import tasks
-from tests.support.tasks import SHARD
+from tests.support.tasks import CONFIG, SHARD
 from tests.support.waiting import wait_until
 
 HANG = "hang"
@@ -29,8 +32,8 @@ class Scripted:
 
     name = "scripted"
 
-    def __init__(self, *made: Chunk | Answer | Exception | str, resumes: bool = True) -> None:
-        self._made, self._resumes = made, resumes
+    def __init__(self, *made: Chunk | Answer | Exception | str, resumes: bool = True, remote: bool = False) -> None:
+        self._made, self._resumes, self.remote = made, resumes, remote
         self.calls: list[Call] = []
         self.closed = 0
 
@@ -57,6 +60,19 @@ class Scripted:
     async def health(self) -> None: ...
 
     async def stop(self) -> None: ...
+
+
+class Waiting(Scripted):
+    """An engine over HTTP that answers when it is told to."""
+
+    def __init__(self, goes_on: asyncio.Event, *made: Answer) -> None:
+        super().__init__(*made, remote=True)
+        self._goes_on = goes_on
+
+    async def run(self, call: Call) -> AsyncGenerator[Chunk | Answer, None]:
+        await self._goes_on.wait()
+        async for piece in super().run(call):
+            yield piece
 
 
 ONE_TRY = Limits(failures=0)
@@ -92,7 +108,7 @@ async def outcome(
 ) -> tuple[bytes, bytes, dict[str, object]]:
     """Run one task; its state, status and result."""
     owner = replace(owner, limits=limits or ONE_TRY)
-    worker = Worker(bus, owner, engine)
+    worker = Worker(bus, owner, engine, CONFIG)
     hand = await begun(bus, owner, worker)
     await wait_until(lambda: not worker.runs, "the run has ended")
     await worker.drain(1)
@@ -138,7 +154,7 @@ async def test_an_error_that_is_not_json_is_worded_by_us(bus: Bus, owner: Owner)
 
 
 async def test_a_dead_engine_hands_the_task_back_at_once_and_charges_a_crash(bus: Bus, owner: Owner) -> None:
-    worker = Worker(bus, owner, Scripted(chunk("a"), EngineDead("gone")))
+    worker = Worker(bus, owner, Scripted(chunk("a"), EngineDead("gone")), CONFIG)
     hand = await begun(bus, owner, worker)
     await wait_until(lambda: not worker.runs, "the run has ended")
     assert worker.died.is_set()
@@ -149,7 +165,7 @@ async def test_a_dead_engine_hands_the_task_back_at_once_and_charges_a_crash(bus
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 async def test_what_another_try_may_mend_is_tried_again_later(bus: Bus, owner: Owner, status: int) -> None:
-    worker = Worker(bus, owner, Scripted(refusal(status)))
+    worker = Worker(bus, owner, Scripted(refusal(status)), CONFIG)
     hand = await begun(bus, owner, worker)
     await wait_until(lambda: not worker.runs, "the run has ended")
     hash = await tasks.fields(bus, hand.id)
@@ -178,9 +194,73 @@ async def test_a_run_over_the_longest_time_fails(bus: Bus, owner: Owner) -> None
     assert engine.closed == 1
 
 
+async def test_a_run_over_the_longest_time_of_its_lane_fails(bus: Bus, owner: Owner) -> None:
+    lanes = {**LANES, Lane.NORMAL: LaneRule(share=0.2, run_s=1)}
+    worker = Worker(bus, owner, Scripted(HANG), replace(CONFIG, live=Live(Policy(lanes=lanes))))
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    hash = await tasks.fields(bus, hand.id)
+    assert (hash["state"], hash["status"]) == ("failed", "504")
+    assert "lanes.normal.run_s" in hash["result"]
+
+
+def break_it(worker: Worker) -> None:
+    """The upstream fails so many others that its breaker opens."""
+    for other in range(FAILED_TASKS):
+        worker.room.began(f"other{other}", Lane.NORMAL)
+        worker.room.answered(f"other{other}", 503)
+        worker.room.left(f"other{other}")
+    assert worker.room.closed
+
+
+async def test_a_task_that_fails_because_its_upstream_went_down_is_not_charged(bus: Bus, owner: Owner) -> None:
+    goes_on = asyncio.Event()
+    worker = Worker(bus, owner, Waiting(goes_on, refusal(503)), CONFIG)
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: worker.room.breaker and hand.id in worker.room._stays, "the engine has it")
+    break_it(worker)
+    goes_on.set()
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    hash = await tasks.fields(bus, hand.id)
+    assert (hash["state"], hash.get("failures", "0")) == ("pending", "0")
+    assert '"why":"upstream_open"' in hash["history"]
+    assert await bus.commands.call("ZSCORE", SHARD.later, hand.id) is None
+
+
+async def test_a_task_that_succeeds_though_its_upstream_went_down_is_done(bus: Bus, owner: Owner) -> None:
+    goes_on = asyncio.Event()
+    worker = Worker(bus, owner, Waiting(goes_on, Answer(status=200, body=b"{}")), CONFIG)
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: hand.id in worker.room._stays, "the engine has it")
+    break_it(worker)
+    goes_on.set()
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    assert (await tasks.fields(bus, hand.id))["state"] == "completed"
+    assert worker.room.closed
+
+
+async def test_while_the_breaker_is_open_the_engine_gets_nothing(bus: Bus, owner: Owner) -> None:
+    engine = Scripted(Answer(status=200, body=b"{}"), remote=True)
+    worker = Worker(bus, owner, engine, CONFIG)
+    break_it(worker)
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    assert engine.calls == []
+    hash = await tasks.fields(bus, hand.id)
+    assert (hash["state"], hash.get("failures", "0"), hash.get("crashes", "0")) == ("pending", "0", "0")
+    assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
+
+
+async def test_what_has_ended_holds_no_room(bus: Bus, owner: Owner) -> None:
+    worker = Worker(bus, owner, Scripted(refusal(503), remote=True), CONFIG)
+    await begun(bus, owner, worker)
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    assert worker.room._stays == worker.room._limiter._held == {}
+
+
 async def test_a_cancelled_task_is_ended_with_what_it_has_made(bus: Bus, owner: Owner) -> None:
     engine = Scripted(chunk("a"), HANG)
-    worker = Worker(bus, owner, engine)
+    worker = Worker(bus, owner, engine, CONFIG)
     hand = await begun(bus, owner, worker)
     await wait_until(lambda: worker.runs[hand.id].published == 1, "the first chunk is published")
     assert await cancel(bus, SHARD, owner.limits, [hand.id]) == ["processing"]
@@ -192,7 +272,7 @@ async def test_a_cancelled_task_is_ended_with_what_it_has_made(bus: Bus, owner: 
 
 
 async def test_a_drained_worker_hands_back_what_does_not_end_with_all_its_chunks(bus: Bus, owner: Owner) -> None:
-    worker = Worker(bus, owner, Scripted(chunk("a"), chunk("b"), HANG))
+    worker = Worker(bus, owner, Scripted(chunk("a"), chunk("b"), HANG), CONFIG)
     hand = await begun(bus, owner, worker)
     await wait_until(lambda: worker.runs[hand.id].last == 2, "both chunks are made")
     await worker.drain(0.01)
@@ -203,7 +283,7 @@ async def test_a_drained_worker_hands_back_what_does_not_end_with_all_its_chunks
 
 async def test_a_run_that_is_out_of_step_with_its_log_hands_the_task_on(bus: Bus, owner: Owner) -> None:
     """Nothing of ours brings it about; should it be so, the slot must be free and the task go on elsewhere."""
-    worker = Worker(bus, owner, Scripted(chunk("a"), HANG))
+    worker = Worker(bus, owner, Scripted(chunk("a"), HANG), CONFIG)
     hand = await begun(bus, owner, worker)
     await wait_until(lambda: worker.runs[hand.id].published == 1, "the first chunk is published")
     await bus.commands.call("HSET", SHARD.task(hand.id), "last", 5)
@@ -215,7 +295,7 @@ async def test_a_run_that_is_out_of_step_with_its_log_hands_the_task_on(bus: Bus
 
 
 async def test_a_lost_task_frees_the_slot_of_the_worker_that_lost_it(bus: Bus, owner: Owner) -> None:
-    worker = Worker(bus, owner, Scripted(chunk("a"), HANG))
+    worker = Worker(bus, owner, Scripted(chunk("a"), HANG), CONFIG)
     hand = await begun(bus, owner, worker)
     await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
     await reap(bus, SHARD, owner.limits)
@@ -231,18 +311,18 @@ async def again(bus: Bus, hand: Hand, name: str = "w2") -> tuple[Owner, Hand]:
     await reap(bus, SHARD, tasks.LIMITS)
     await bus.commands.call("DEL", SHARD.workers)
     owner = await tasks.worker(bus, name)
-    await dispatch(bus, SHARD, tasks.LIMITS)
+    await dispatch(bus, SHARD, tasks.CONFIG)
     (handed,) = await tasks.hands(bus, owner)
     return owner, handed
 
 
 async def test_the_next_worker_goes_on_behind_what_was_published(bus: Bus, owner: Owner) -> None:
-    first = Worker(bus, owner, Scripted(chunk("a", 7), chunk("b", 8, 9), HANG))
+    first = Worker(bus, owner, Scripted(chunk("a", 7), chunk("b", 8, 9), HANG), CONFIG)
     hand = await begun(bus, owner, first)
     await wait_until(lambda: first.runs[hand.id].published == 2, "two chunks are published")
     second, handed = await again(bus, hand)
     engine = Scripted(chunk("c", 10), Answer(status=200, body=b""))
-    worker = Worker(bus, second, engine)
+    worker = Worker(bus, second, engine, CONFIG)
     await worker.on_work([as_entry(handed)])
     await wait_until(lambda: not worker.runs, "the run has ended")
     assert engine.calls[0].published == (chunk("a", 7), chunk("b", 8, 9))
@@ -256,12 +336,12 @@ async def test_the_next_worker_goes_on_behind_what_was_published(bus: Bus, owner
 
 
 async def test_what_cannot_be_gone_on_with_is_reset_and_starts_over(bus: Bus, owner: Owner) -> None:
-    first = Worker(bus, owner, Scripted(chunk("a"), HANG))
+    first = Worker(bus, owner, Scripted(chunk("a"), HANG), CONFIG)
     hand = await begun(bus, owner, first)
     await wait_until(lambda: first.runs[hand.id].published == 1, "a chunk is published")
     second, handed = await again(bus, hand)
     engine = Scripted(chunk("x"), Answer(status=200, body=b""), resumes=False)
-    worker = Worker(bus, second, engine)
+    worker = Worker(bus, second, engine, CONFIG)
     await worker.on_work([as_entry(handed)])
     await wait_until(lambda: not worker.runs, "the run has ended")
     assert [len(call.published) for call in engine.calls] == [1, 0]
@@ -273,11 +353,11 @@ async def test_what_cannot_be_gone_on_with_is_reset_and_starts_over(bus: Bus, ow
 
 
 async def test_what_cannot_be_gone_on_with_but_comes_out_the_same_has_no_seam(bus: Bus, owner: Owner) -> None:
-    first = Worker(bus, owner, Scripted(chunk("a"), HANG))
+    first = Worker(bus, owner, Scripted(chunk("a"), HANG), CONFIG)
     hand = await begun(bus, owner, first)
     await wait_until(lambda: first.runs[hand.id].published == 1, "a chunk is published")
     second, handed = await again(bus, hand)
-    worker = Worker(bus, second, Scripted(chunk("a"), chunk("b"), Answer(status=200, body=b""), resumes=False))
+    worker = Worker(bus, second, Scripted(chunk("a"), chunk("b"), Answer(status=200, body=b""), resumes=False), CONFIG)
     await worker.on_work([as_entry(handed)])
     await wait_until(lambda: not worker.runs, "the run has ended")
     events = [decode_event(entry[b"e"]) for _, entry in await tasks.entries(bus, SHARD.log(hand.id))]
@@ -288,13 +368,13 @@ async def test_what_cannot_be_gone_on_with_but_comes_out_the_same_has_no_seam(bu
 
 
 async def test_a_task_that_cannot_be_read_is_quarantined_in_the_end(bus: Bus, owner: Owner) -> None:
-    worker = Worker(bus, owner, Scripted())
+    worker = Worker(bus, owner, Scripted(), CONFIG)
     hand = await tasks.handed(bus, owner)
     await bus.commands.call("HSET", SHARD.task(hand.id), "spec", "{}")
     for _ in range(owner.limits.crashes):
         await worker.on_work([as_entry(hand)])
         await wait_until(lambda: not worker._aside, "it is given up")
-        await dispatch(bus, SHARD, owner.limits)
+        await dispatch(bus, SHARD, tasks.CONFIG)
         (hand,) = await tasks.hands(bus, owner) or (hand,)
     assert (await tasks.fields(bus, hand.id))["state"] == "failed"
     ((_, letter),) = await tasks.entries(bus, SHARD.dead)
@@ -302,5 +382,5 @@ async def test_a_task_that_cannot_be_read_is_quarantined_in_the_end(bus: Bus, ow
 
 
 async def test_an_entry_of_somebody_else_is_done_with(bus: Bus, owner: Owner) -> None:
-    worker = Worker(bus, owner, Scripted())
+    worker = Worker(bus, owner, Scripted(), CONFIG)
     assert await worker.on_work([Entry(b"1-1", {b"x": b"y"}), Entry(b"1-2", {})]) == [b"1-1", b"1-2"]

@@ -232,7 +232,7 @@ class Driver:
     async def lose_place(self, id: str) -> None:
         """What only lost data or a foreign hand can bring about."""
         lane = self.model.tasks[id].lane
-        for key in (SHARD.leases, SHARD.later, *SHARD.backlogs):
+        for key in (SHARD.leases, SHARD.later, *tasks.BACKLOGS):
             await self.bus.commands.call("ZREM", key, id)
         for index in (self.model.leases, self.model.later):
             index.pop(id, None)

@@ -84,7 +84,7 @@ class Stage:
         assert self.owner is not None
         speed = 60 if slow else 0
         engine = EchoEngine(model=MODEL, tokens_per_s=speed, first_token_ms=0, max_model_len=99, slots=4, faults=faults)
-        return Worker(bus, self.owner, engine), engine
+        return Worker(bus, self.owner, engine, tasks.CONFIG), engine
 
     async def work(self, bus: Bus, *, slow: bool = True, faults: bool = True) -> None:
         worker, _ = self.worker(bus, slow=slow, faults=faults)
@@ -95,7 +95,7 @@ class Stage:
         assert self.owner is not None
         worker, engine = self.worker(bus, slow=True)
         await worker.on_work(self.entries)
-        heartbeat = Heartbeat(bus, self.owner, engine, worker, model=MODEL, slots=4)
+        heartbeat = Heartbeat(bus, self.owner, engine, worker, model=MODEL)
         await heartbeat.beat()
         await wait_until(lambda: all(run.published for run in worker.runs.values()), "the first chunk is published")
         await heartbeat.beat()
@@ -107,7 +107,9 @@ class Stage:
         worker, engine = self.worker(bus, slow=True)
         await worker.on_work(self.entries)
         await retire(bus, self.owner, running=False)
-        await Heartbeat(bus, self.owner, engine, worker, model=MODEL, slots=0).beat()
+        heartbeat = Heartbeat(bus, self.owner, engine, worker, model=MODEL)
+        heartbeat.leaving = True
+        await heartbeat.beat()
         await worker.drain(0)
         await retire(bus, self.owner, running=True)
 

@@ -23,7 +23,7 @@ async def ended(bus: Bus) -> tuple[Owner, str]:
     await bus.commands.call("HSET", SHARD.workers, "w0", "1 4 {}")
     await reap(bus, SHARD, LIMITS)
     owner = await tasks.worker(bus)
-    await dispatch(bus, SHARD, LIMITS)
+    await dispatch(bus, SHARD, tasks.CONFIG)
     (hand,) = await tasks.hands(bus, owner)
     await start(bus, owner, [hand])
     await tasks.finish_one(bus, owner, tasks.ending(hand, 3, 3, attempt=2))
@@ -64,7 +64,7 @@ PLANTED: dict[str, tuple[Callable[[str], Call], str]] = {
         "it has 1 dead letters",
     ),
     "held lease": (lambda id: ("ZADD", SHARD.leases, 1, id), "leases holds"),
-    "waiting place": (lambda id: ("ZADD", SHARD.backlogs[0], 1, id), "backlog:interactive holds"),
+    "waiting place": (lambda id: ("ZADD", tasks.BACKLOGS[0], 1, id), "backlog:interactive holds"),
     "kept slot": (lambda id: ("XADD", SHARD.work("w1"), "*", "t", id, "e", 1), "work:w1 holds 1 entries"),
     "orphaned stream": (lambda id: ("HDEL", SHARD.workers, "w1"), "something is left of the worker w1"),
     "lost reply": (lambda id: ("DEL", reply("orders")), "its replies are None"),

@@ -13,13 +13,16 @@ from starlette.routing import WebSocketRoute
 from websockets.asyncio.client import ClientConnection
 from websockets.typing import Subprotocol
 
+from services.notifier.line import SELDOM, Line
 from services.notifier.settings import Settings
 from services.notifier.socket import Sockets
 from shared.bus.client import Bus
 from shared.bus.tail import Tails
 from shared.cancel import Canceller
+from shared.lifecycle import Lane
 from shared.lifespan import HttpServer
 from shared.origins import origin_pattern
+from shared.place import Outlooks
 from tests.support import tasks
 from tests.support.redis import Proxy
 from tests.support.tails import tailing
@@ -36,7 +39,8 @@ async def serving(
     async with tailing(bus) as tail:
         chosen = Settings(**settings)
         orders = canceller or Canceller(bus, tasks.CONFIG)
-        sockets = Sockets(bus, Tails([tail]), orders, chosen, origin_pattern(chosen.origins))
+        line = Line(Outlooks(bus, tasks.LIMITS))
+        sockets = Sockets(bus, Tails([tail]), line, orders, chosen, origin_pattern(chosen.origins))
         http = HttpServer(Starlette(routes=[WebSocketRoute("/v1/ws", sockets)]), "127.0.0.1", 0, websockets=True)
         await http.start()
         yield f"ws{http.url.removeprefix('http')}/v1/ws", sockets
@@ -185,6 +189,51 @@ async def test_a_session_that_names_what_is_no_task_is_refused(bus: Bus) -> None
     sub = {"t": "sub", "id": 1, "session": "s", "after": {"x": "0"}}
     async with serving(bus) as (url, _), client(url, HELLO, sub) as socket:
         assert (await messages(socket))[-1]["code"] == "not_found"
+
+
+# -- the place in line of what waits
+
+
+async def test_whoever_follows_a_waiting_task_is_told_its_place_and_why_it_waits(bus: Bus) -> None:
+    ids = [await tasks.admitted(bus, lane=lane) for lane in Lane]
+    async with serving(bus) as (url, _), client(url, HELLO, {"t": "sub", "id": 1, "task": ids[2]}) as socket:
+        told = await until(socket, "st")
+    assert (told["status"], told["info"]) == ("pending", {"pos": 3, "why": "no_worker"})
+
+
+async def test_a_place_is_told_again_when_it_has_changed_and_not_before(bus: Bus) -> None:
+    ids = [await tasks.admitted(bus, lane=lane) for lane in Lane]
+    async with serving(bus) as (url, sockets), client(url, HELLO, {"t": "sub", "id": 1, "task": ids[2]}) as socket:
+        assert (await until(socket, "st"))["info"]["pos"] == 3
+        await sockets.line.refresh()
+        await sockets.canceller.cancel(ids[0])
+        await sockets.line.refresh()
+        assert (await until(socket, "st"))["info"]["pos"] == 2
+
+
+async def test_the_tasks_of_a_session_are_told_their_places_from_their_first_moment(bus: Bus) -> None:
+    async with serving(bus) as (url, _), client(url, HELLO, {"t": "sub", "id": 1, "session": "s"}) as socket:
+        await messages(socket)
+        ids = [await tasks.submitted(bus, session="s") for _ in range(2)]
+        places: dict[str, int] = {}
+        while len(places) < 2:
+            for message in await messages(socket):
+                if message["t"] == "st" and "pos" in message["info"]:
+                    places[message["task"]] = message["info"]["pos"]
+    assert set(places) == set(ids)
+
+
+async def test_a_task_that_runs_is_told_no_place_until_it_waits_again(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    async with serving(bus) as (url, sockets), client(url, HELLO, {"t": "sub", "id": 1, "task": hand.id}) as socket:
+        await until(socket, "live")
+        await bus.commands.call("HSET", tasks.SHARD.task(hand.id), "state", "pending")
+        await bus.commands.call("ZADD", tasks.SHARD.later, 1, hand.id)
+        for _ in range(SELDOM):
+            await sockets.line.refresh()
+        told = await until(socket, "st")
+    assert (told["status"], told["info"]["why"]) == ("pending", "later")
 
 
 # -- cancel

@@ -17,7 +17,7 @@ async def test_all_tasks_of_a_silent_worker_are_taken_back_in_one_pass(bus: Bus)
     await tasks.worker(bus, slots=MANY)
     for _ in range(MANY):
         await tasks.admitted(bus)
-    while (await dispatch(bus, SHARD, LIMITS)).handed_out:
+    while (await dispatch(bus, SHARD, tasks.CONFIG)).handed_out:
         pass
     await bus.commands.call("HSET", SHARD.workers, "w1", f"1 {MANY} {{}}")
     short = Limits(lease_s=1)
@@ -27,7 +27,7 @@ async def test_all_tasks_of_a_silent_worker_are_taken_back_in_one_pass(bus: Bus)
 
     async def given_up() -> bool:
         await housekeeping.tidy()
-        waiting.append(await bus.commands.call("ZCARD", SHARD.backlogs[1]))
+        waiting.append(await bus.commands.call("ZCARD", tasks.BACKLOGS[1]))
         return not await bus.commands.call("EXISTS", SHARD.workers)
 
     await wait_until(given_up, "the worker is given up, once those that could not be heard had their time")

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import DEFAULT_POOLS, Config, EchoOptions, Limits, load
+from shared.config import DEFAULT_POOLS, Config, EchoOptions, Limits, Pool, load
 from shared.errors import ConfigError
+from shared.policy import Policy
 
 
 def read(folder: Path, text: str) -> Config:
@@ -150,4 +151,36 @@ def test_durability_that_does_not_exist_is_a_fault(tmp_path: Path) -> None:
     told = faults(tmp_path, 'durability = "sure"\nreplicas = -1\ndurable = true')
     assert "durability is 'sure': allowed: fast, replicated, synced" in told
     assert "replicas is -1" in told
-    assert "durable: unknown; known: durability, limits, pools, replicas" in told
+    assert "durable: unknown; did you mean durability?" in told
+
+
+def test_word_that_is_like_none_gets_the_list_of_those_that_are_known(tmp_path: Path) -> None:
+    told = faults(tmp_path, "xyzzy = 1")
+    assert "has 1 fault:" in told
+    assert (
+        "xyzzy: unknown; known: affinity, aliases, cache, durability, keys, keys_required, lanes, limits, pools" in told
+    )
+
+
+def test_policy_of_an_empty_file_is_the_default_one(tmp_path: Path) -> None:
+    assert read(tmp_path, "").policy == Policy()
+
+
+def test_faults_of_the_policy_are_told_beside_the_others(tmp_path: Path) -> None:
+    told = faults(tmp_path, "[limits]\nbacklog = 0\n[tenants.ann]\nweight = 0")
+    assert "limits.backlog is 0" in told
+    assert "tenants.ann.weight is 0" in told
+
+
+def test_policy_is_held_against_the_pools_and_limits_in_force(tmp_path: Path) -> None:
+    """Those of the file need a restart: until then nobody serves a model that only the file has."""
+    text = '[pools.b]\nmodel = "n"\n[limits]\nresults_kept_s = 999\n[aliases.fast]\ntargets = [{ model = "n" }]'
+    text += "\n[[cache]]\nttl_s = 500"
+    path = tmp_path / "headrace.toml"
+    path.write_text(text)
+    assert load(str(path)).policy.aliases["fast"].targets[0].model == "n"
+    within = Config(pools={"a": Pool(model="m")}, limits=Limits(results_kept_s=100))
+    with pytest.raises(ConfigError) as caught:
+        load(str(path), within)
+    assert "aliases.fast.targets[0].model is 'n': no pool serves it; known: m" in str(caught.value)
+    assert "cache[0].ttl_s is 500: at most 100 (limits.results_kept_s)" in str(caught.value)

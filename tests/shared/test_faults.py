@@ -2,7 +2,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from shared.faults import nearest, read_fields
+from shared.faults import SHOWN, nearest, read_fields, read_tables
 
 
 class Thing(Struct):
@@ -37,3 +37,33 @@ def test_missing_field_is_a_fault_and_a_default_is_not() -> None:
 def test_far_word_gets_the_list_of_known_ones() -> None:
     assert nearest("zzz", ["b", "a"]) == "; known: a, b"
     assert nearest("colur", ["colour", "size"]) == "; did you mean colour?"
+
+
+def test_one_fault_does_not_list_ten_thousand_names() -> None:
+    told = nearest("zzz", [f"tenant-{number:05}" for number in range(10_000)])
+    assert told.endswith(f", tenant-{SHOWN - 1:05} and {10_000 - SHOWN} more")
+
+
+class Box(Struct):
+    things: Annotated[list[Thing], Meta(min_length=1)]
+    best: Thing | None = None
+
+
+def test_tables_within_a_field_are_read_by_the_same_rules() -> None:
+    faults: list[str] = []
+    data = {"a": {"things": [{"size": 0}, {"sise": 1}], "best": {"size": 1, "colour": "green"}}, "b": 3}
+    assert read_tables(Box, {"boxes": data}, "boxes", faults) == {}
+    assert faults == [
+        "boxes.a.things[0].size is 0: Expected `int` >= 1",
+        "boxes.a.things[1].sise: unknown; did you mean boxes.a.things[1].size?",
+        "boxes.a.things[1].size is missing",
+        "boxes.a.best.colour is 'green': allowed: red, blue",
+        "boxes.b is 3: expected a table, [boxes.b]",
+    ]
+
+
+def test_valid_tables_come_back_by_name() -> None:
+    faults: list[str] = []
+    data = {"boxes": {"a": {"things": [{"size": 1}]}, "b": {"things": []}, "c": {"things": [3]}}}
+    assert read_tables(Box, data, "boxes", faults) == {"a": Box(things=[Thing(size=1)])}
+    assert [fault.partition(":")[0] for fault in faults] == ["boxes.b.things is []", "boxes.c.things is [3]"]

@@ -13,7 +13,7 @@ SHARD = shard_keys("smol", 1)
 
 def all_keys(shard: ShardKeys) -> list[str]:
     return [
-        *(shard.arrivals, *shard.backlogs, shard.leases, shard.workers, shard.readers, shard.outbox, shard.dead),
+        *(shard.arrivals, *shard.turns, *shard.rested, shard.waiting, shard.fair, shard.tenants, shard.means, shard.held, shard.leases, shard.workers, shard.readers, shard.outbox, shard.dead),
         *(shard.task("t"), shard.log("t"), shard.bus(0), shard.work("w"), shard.session("s"), shard.tenant("x")),
     ]
 
@@ -34,12 +34,13 @@ def test_keys_of_a_shard_differ_and_share_its_hash_tag() -> None:
 def test_keys_are_as_documented() -> None:
     assert SHARD.arrivals == "hr:{smol.1}:in"
     assert SHARD.task("t") == "hr:{smol.1}:task:t"
-    assert SHARD.backlogs == tuple(f"hr:{{smol.1}}:backlog:{lane}" for lane in ("interactive", "normal", "batch"))
+    assert SHARD.turns == tuple(f"hr:{{smol.1}}:turns:{lane}" for lane in ("interactive", "normal", "batch"))
+    assert SHARD.backlog(Lane.BATCH, "acme") == "hr:{smol.1}:backlog:batch:acme"
     assert (keys.REQUESTS, keys.SHARDS, keys.reply("orders")) == ("hr:requests", "hr:shards", "hr:reply:orders")
 
 
-def test_a_backlog_for_each_lane_most_urgent_first() -> None:
-    assert [key.rpartition(":")[2] for key in SHARD.backlogs] == list(Lane)
+def test_turns_for_each_lane_most_urgent_first() -> None:
+    assert [key.rpartition(":")[2] for key in SHARD.turns] == list(Lane)
 
 
 def test_names_with_braces_in_them_do_not_move_a_key_to_another_slot() -> None:

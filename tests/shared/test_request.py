@@ -9,6 +9,7 @@ from shared.config import Config, EchoOptions, Limits, Pool
 from shared.errors import BodyTooLarge, InvalidRequest, ModelNotFound, RequestError
 from shared.lifecycle import Lane
 from shared.messages import NULL
+from shared.payer import ANONYMOUS
 from shared.request import CHAT, COMPLETIONS, from_fields, from_json, from_openai
 
 CONFIG = Config(pools={"smol": Pool(model="m", engine="echo")}, limits=Limits(body_bytes=2048))
@@ -24,7 +25,7 @@ def json(**fields: Any) -> bytes:
 
 def test_openai_body_is_kept_byte_for_byte() -> None:
     body = b'{ "model" : "m",\n "messages": [{"role":"user","content":"\\u00e9"}], "unknown_field": 1.0, "n":2 }'
-    request = from_openai(CONFIG, CHAT, body)
+    request = from_openai(CONFIG, ANONYMOUS, CHAT, body)
     assert request.body == body
     assert request.pool == "smol"
     assert (request.task.route, request.task.model, request.task.lane) == (CHAT, "m", Lane.INTERACTIVE)
@@ -32,8 +33,8 @@ def test_openai_body_is_kept_byte_for_byte() -> None:
 
 @pytest.mark.parametrize(("stream", "streamed"), [(b"true", True), (b"false", False), (b"null", False)])
 def test_stream_is_read_from_the_body(stream: bytes, streamed: bool) -> None:
-    assert from_openai(CONFIG, COMPLETIONS, b'{"model":"m","stream":%b}' % stream).task.streamed is streamed
-    assert not from_openai(CONFIG, COMPLETIONS, b'{"model":"m"}').task.streamed
+    assert from_openai(CONFIG, ANONYMOUS, COMPLETIONS, b'{"model":"m","stream":%b}' % stream).task.streamed is streamed
+    assert not from_openai(CONFIG, ANONYMOUS, COMPLETIONS, b'{"model":"m"}').task.streamed
 
 
 @pytest.mark.parametrize(
@@ -55,24 +56,24 @@ def test_stream_is_read_from_the_body(stream: bytes, streamed: bool) -> None:
 )
 def test_bad_openai_body_is_refused_with_param_and_reason(body: bytes, param: str | None, message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        from_openai(CONFIG, CHAT, body)
+        from_openai(CONFIG, ANONYMOUS, CHAT, body)
     assert caught.value.param == param
     assert message in str(caught.value)
 
 
 def test_unknown_model_is_not_found() -> None:
     with pytest.raises(ModelNotFound) as caught:
-        from_openai(CONFIG, CHAT, b'{"model":"gpt-9"}')
+        from_openai(CONFIG, ANONYMOUS, CHAT, b'{"model":"gpt-9"}')
     assert (caught.value.status, caught.value.code) == (404, "model_not_found")
 
 
 def test_body_over_the_limit_is_refused_before_it_is_read() -> None:
     with pytest.raises(BodyTooLarge, match="2048"):
-        from_openai(CONFIG, CHAT, b"x" * 2049)
+        from_openai(CONFIG, ANONYMOUS, CHAT, b"x" * 2049)
     with pytest.raises(BodyTooLarge):
-        from_json(CONFIG, b"x" * 2049)
+        from_json(CONFIG, ANONYMOUS, b"x" * 2049)
     with pytest.raises(BodyTooLarge):
-        from_fields(CONFIG, {"input_text": "x" * 2049})
+        from_fields(CONFIG, ANONYMOUS, {"input_text": "x" * 2049})
 
 
 # Nesting past the decoder's depth once raised RecursionError, and made the stream door read such an entry for ever.
@@ -92,14 +93,14 @@ NESTED = b'{"x":%b}' % DEEP
 def test_json_nested_without_end_is_refused_like_any_bad_json(data: bytes) -> None:
     """msgspec raises RecursionError; at the stream door an entry that raises comes again for ever."""
     roomy = Config(pools=CONFIG.pools)
-    for door in (from_json, lambda config, data: from_openai(config, CHAT, data)):
+    for door in (from_json, lambda config, payer, data: from_openai(config, payer, CHAT, data)):
         with pytest.raises(RequestError):
-            door(roomy, data)
+            door(roomy, ANONYMOUS, data)
 
 
 def test_fields_nested_without_end_are_refused() -> None:
     with pytest.raises(InvalidRequest):
-        from_fields(Config(pools=CONFIG.pools), {"input_text": "x", "context": NESTED.decode()})
+        from_fields(Config(pools=CONFIG.pools), ANONYMOUS, {"input_text": "x", "context": NESTED.decode()})
 
 
 # -- the envelope
@@ -111,7 +112,7 @@ def test_envelope_with_everything() -> None:
         b'{"body":%b,"route":"/v1/completions","lane":"batch","session":"s1","user":"u1","task_id":"o-1",'
         b'"reply_to":"orders","metadata":{"k":[1]}}' % body
     )
-    request = from_json(CONFIG, data)
+    request = from_json(CONFIG, ANONYMOUS, data)
     task = request.task
     assert request.body == body
     assert (task.route, task.lane, task.streamed) == (COMPLETIONS, Lane.BATCH, True)
@@ -120,7 +121,7 @@ def test_envelope_with_everything() -> None:
 
 
 def test_envelope_with_nothing_but_a_body() -> None:
-    task = from_json(CONFIG, json(body={"model": "m"})).task
+    task = from_json(CONFIG, ANONYMOUS, json(body={"model": "m"})).task
     assert (task.route, task.lane, task.session, task.reply_to, task.task_id) == (CHAT, Lane.NORMAL, "", "", "")
     assert task.metadata == NULL
 
@@ -153,7 +154,7 @@ ENVELOPE: dict[str, Any] = {"body": {"model": "m"}}
 )
 def test_bad_envelope_is_refused_with_param_and_reason(fields: dict[str, Any], param: str, message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        from_json(CONFIG, json(**fields))
+        from_json(CONFIG, ANONYMOUS, json(**fields))
     assert caught.value.param == param
     assert message in str(caught.value)
     assert caught.value.body.param == param
@@ -170,20 +171,20 @@ def test_bad_envelope_is_refused_with_param_and_reason(fields: dict[str, Any], p
     ],
 )
 def test_words_for_lanes_in_either_field(word: str, lane: Lane) -> None:
-    assert from_json(CONFIG, json(**ENVELOPE, lane=word)).task.lane is lane
-    assert from_json(CONFIG, json(**ENVELOPE, priority=word)).task.lane is lane
-    assert from_json(CONFIG, json(input_text="x", priority=word)).task.lane is lane
+    assert from_json(CONFIG, ANONYMOUS, json(**ENVELOPE, lane=word)).task.lane is lane
+    assert from_json(CONFIG, ANONYMOUS, json(**ENVELOPE, priority=word)).task.lane is lane
+    assert from_json(CONFIG, ANONYMOUS, json(input_text="x", priority=word)).task.lane is lane
 
 
 def test_priority_goes_before_lane() -> None:
-    assert from_json(CONFIG, json(**ENVELOPE, lane="batch", priority="high")).task.lane is Lane.INTERACTIVE
+    assert from_json(CONFIG, ANONYMOUS, json(**ENVELOPE, lane="batch", priority="high")).task.lane is Lane.INTERACTIVE
 
 
 # -- the shorthand
 
 
 def test_shorthand_becomes_a_streamed_chat() -> None:
-    request = from_json(CONFIG, json(input_text="Hello", max_tokens=5, temperature=0.5))
+    request = from_json(CONFIG, ANONYMOUS, json(input_text="Hello", max_tokens=5, temperature=0.5))
     assert msgspec.json.decode(request.body) == {
         "model": "m",
         "messages": [{"role": "user", "content": "Hello"}],
@@ -196,13 +197,15 @@ def test_shorthand_becomes_a_streamed_chat() -> None:
 
 
 def test_shorthand_is_delivered_to_its_session_or_else_to_its_user() -> None:
-    assert from_json(CONFIG, json(input_text="x", user_id="u1")).task.session == "u1"
-    task = from_json(CONFIG, json(input_text="x", user_id="u1", session="s1")).task
+    assert from_json(CONFIG, ANONYMOUS, json(input_text="x", user_id="u1")).task.session == "u1"
+    task = from_json(CONFIG, ANONYMOUS, json(input_text="x", user_id="u1", session="s1")).task
     assert (task.session, task.user) == ("s1", "u1")
 
 
 def test_shorthand_carries_what_the_producer_wants_back() -> None:
-    task = from_json(CONFIG, json(input_text="x", template_id="default", context={"a": 1}, metadata={"b": 2})).task
+    task = from_json(
+        CONFIG, ANONYMOUS, json(input_text="x", template_id="default", context={"a": 1}, metadata={"b": 2})
+    ).task
     assert (task.template_id, bytes(task.context), bytes(task.metadata)) == ("default", b'{"a":1}', b'{"b":2}')
 
 
@@ -223,16 +226,16 @@ def test_shorthand_carries_what_the_producer_wants_back() -> None:
 )
 def test_bad_shorthand_is_refused_with_param_and_reason(fields: dict[str, Any], param: str, message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        from_json(CONFIG, json(**({"input_text": "x"} | fields)))
+        from_json(CONFIG, ANONYMOUS, json(**({"input_text": "x"} | fields)))
     assert caught.value.param == param
     assert message in str(caught.value)
 
 
 def test_model_may_be_left_out_only_where_there_is_one() -> None:
     with pytest.raises(InvalidRequest, match="served here: m, n") as caught:
-        from_json(TWO, json(input_text="x"))
+        from_json(TWO, ANONYMOUS, json(input_text="x"))
     assert caught.value.param == "model"
-    assert from_json(TWO, json(input_text="x", model="n")).pool == "b"
+    assert from_json(TWO, ANONYMOUS, json(input_text="x", model="n")).pool == "b"
 
 
 # -- deadlines
@@ -240,22 +243,22 @@ def test_model_may_be_left_out_only_where_there_is_one() -> None:
 
 @pytest.mark.parametrize("value", [5, 0.5, 86_400])
 def test_a_task_may_say_for_how_long_it_is_worth_something(value: float) -> None:
-    assert from_json(CONFIG, json(**ENVELOPE, expires_in=value)).task.expires_in_s == value
-    assert from_json(CONFIG, json(input_text="x", expires_in=value)).task.expires_in_s == value
-    assert from_fields(CONFIG, {"input_text": "x", "expires_in": str(value)}).task.expires_in_s == value
+    assert from_json(CONFIG, ANONYMOUS, json(**ENVELOPE, expires_in=value)).task.expires_in_s == value
+    assert from_json(CONFIG, ANONYMOUS, json(input_text="x", expires_in=value)).task.expires_in_s == value
+    assert from_fields(CONFIG, ANONYMOUS, {"input_text": "x", "expires_in": str(value)}).task.expires_in_s == value
 
 
 def test_a_task_that_does_not_say_so_has_the_deadline_of_the_deployment() -> None:
-    assert from_json(CONFIG, json(**ENVELOPE)).task.expires_in_s == 0
-    assert from_json(CONFIG, json(**ENVELOPE, expires_in=None)).task.expires_in_s == 0
-    assert from_openai(CONFIG, CHAT, b'{"model":"m"}').task.expires_in_s == 0
+    assert from_json(CONFIG, ANONYMOUS, json(**ENVELOPE)).task.expires_in_s == 0
+    assert from_json(CONFIG, ANONYMOUS, json(**ENVELOPE, expires_in=None)).task.expires_in_s == 0
+    assert from_openai(CONFIG, ANONYMOUS, CHAT, b'{"model":"m"}').task.expires_in_s == 0
 
 
 @pytest.mark.parametrize("value", [0, -1, 86_400.5, 1e300])
 def test_a_deadline_outside_the_limit_is_refused_with_value_and_limit(value: float) -> None:
     for fields in (ENVELOPE, {"input_text": "x"}):
         with pytest.raises(InvalidRequest) as caught:
-            from_json(CONFIG, json(**fields, expires_in=value))
+            from_json(CONFIG, ANONYMOUS, json(**fields, expires_in=value))
         assert caught.value.param == "expires_in"
         assert str(caught.value) == (
             f"`expires_in` is {float(value)}; allowed: above 0, at most 86400 seconds (limits.waiting_s)"
@@ -266,7 +269,7 @@ def test_a_deadline_outside_the_limit_is_refused_with_value_and_limit(value: flo
 def test_a_flat_field_that_is_no_duration_is_refused(text: str) -> None:
     """Not-a-number is neither below nor above any limit: compared the other way round, it was a deadline."""
     with pytest.raises(InvalidRequest) as caught:
-        from_fields(CONFIG, {"input_text": "x", "expires_in": text})
+        from_fields(CONFIG, ANONYMOUS, {"input_text": "x", "expires_in": text})
     assert caught.value.param == "expires_in"
 
 
@@ -281,14 +284,14 @@ def test_fields_are_read_as_the_shorthand_with_numbers_and_json_in_strings() -> 
         "context": '{"a":1}',
         "reply_to": "orders",
     }
-    request = from_fields(CONFIG, fields)
+    request = from_fields(CONFIG, ANONYMOUS, fields)
     body = msgspec.json.decode(request.body)
     assert (body["max_tokens"], body["temperature"]) == (5, 0.5)
     assert (bytes(request.task.context), request.task.reply_to) == (b'{"a":1}', "orders")
 
 
 def test_text_that_looks_like_a_number_stays_text() -> None:
-    request = from_fields(CONFIG, {"input_text": "42", "user_id": "7"})
+    request = from_fields(CONFIG, ANONYMOUS, {"input_text": "42", "user_id": "7"})
     assert msgspec.json.decode(request.body)["messages"] == [{"role": "user", "content": "42"}]
     assert request.task.user == "7"
 
@@ -307,7 +310,7 @@ def test_text_that_looks_like_a_number_stays_text() -> None:
     ],
 )
 def test_bad_fields_are_refused_with_param_and_reason(fields: dict[str, str], param: str, message: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        from_fields(CONFIG, fields)
+    with pytest.raises(RequestError) as caught:
+        from_fields(CONFIG, ANONYMOUS, fields)
     assert caught.value.param == param
     assert message in str(caught.value)

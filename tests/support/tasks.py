@@ -1,8 +1,10 @@
 """Tasks in any state, made by the real scripts in their real order."""
 
+from typing import Any
+
 from msgspec import Raw
 
-from services.inference.scripts import Emission, Ending, Hand, Owner, Running, beat, emit, finish, start
+from services.inference.scripts import Emission, Ending, Hand, Owner, Running, Slots, beat, emit, finish, start
 from services.scheduler.scripts import Arrival, admit, dispatch
 from shared.bus.client import Bus
 from shared.bus.connection import Reply
@@ -17,6 +19,7 @@ MODEL = "echo-1"
 CONFIG = Config(pools={"smol": Pool(model=MODEL, engine="echo")})
 PLACE = Place("smol", 0, 0, 0)
 SHARD = shard_keys("smol", 0)
+BACKLOGS = tuple(SHARD.backlog(lane, "default") for lane in Lane)
 BODY = b'{"model":"echo-1","messages":[]}'
 LIMITS = Limits(results_kept_s=600, log_kept_s=60)
 
@@ -38,28 +41,40 @@ def item(
     body: bytes = BODY,
     attached: bool = False,
     expires_in_s: float = 600,
-) -> tuple[SubmitItem, Task]:
-    task = Task(
-        route="/v1/chat/completions", model=MODEL, tenant="default", lane=lane, session=session, reply_to=reply_to
+    tenant: str = "default",
+    **more: Any,
+) -> SubmitItem:
+    """`more`: further fields of SubmitItem, as they are."""
+    task = Task(route="/v1/chat/completions", model=MODEL, tenant=tenant, lane=lane, session=session, reply_to=reply_to)
+    fields: dict[str, Any] = {
+        "hurried": "", "starts_in_ms": 0, "tokens_in": 10, "tokens_out": 0, "queued_limit": 0, "batch_limit": 0,
+        "metered": "", "owes": "", "cache": "", "prefix": "",
+    }  # fmt: skip
+    return SubmitItem(
+        id=id or new_id(),
+        lane=lane,
+        tenant=tenant,
+        session=session,
+        reply_to=reply_to,
+        attached="1" if attached else "",
+        expires_in_ms=int(expires_in_s * 1000),
+        spec=encode(task),
+        body=body,
+        pending=encode(Pending(model=MODEL, lane=lane)),
+        **fields | more,
     )
-    pending = encode(Pending(model=MODEL, lane=lane))
-    expires_in_ms = int(expires_in_s * 1000)
-    made = SubmitItem(
-        id or new_id(), lane, session, reply_to, "1" if attached else "", expires_in_ms, encode(task), body, pending
-    )
-    return made, task
 
 
-async def submitted(bus: Bus, *, lane: Lane = Lane.NORMAL, session: str = "", reply_to: str = "") -> str:
-    """A pending task that no scheduler has seen."""
-    made = item(lane=lane, session=session, reply_to=reply_to)
+async def submitted(bus: Bus, **asked: Any) -> str:
+    """A pending task that no scheduler has seen. `asked`: as for `item`."""
+    made = item(**asked)
     assert await submit(bus, SHARD, CONFIG, [made]) == ["new"]
-    return made[0].id
+    return made.id
 
 
-async def admitted(bus: Bus, *, lane: Lane = Lane.NORMAL, session: str = "", reply_to: str = "") -> str:
-    """A task that waits in its backlog; `in` is empty."""
-    id = await submitted(bus, lane=lane, session=session, reply_to=reply_to)
+async def admitted(bus: Bus, **asked: Any) -> str:
+    """A task that waits in its backlog; `in` is empty. `asked`: as for `item`."""
+    id = await submitted(bus, **asked)
     assert "queued" in await admit_all(bus)
     return id
 
@@ -80,13 +95,18 @@ async def groups(bus: Bus, stream: str) -> Reply:
 
 
 async def admit_all(bus: Bus) -> list[str]:
-    return await admit(bus, SHARD, await arrivals(bus))
+    return await admit(bus, SHARD, LIMITS, await arrivals(bus))
+
+
+def room(slots: int) -> Slots:
+    """All of it for any lane."""
+    return Slots(slots, slots, slots)
 
 
 async def worker(bus: Bus, name: str = "w1", *, slots: int = 4) -> Owner:
     """A live worker with announced slots."""
     owner = Owner(SHARD, name, new_nonce(), LIMITS)
-    assert await beat(bus, owner, slots, b"{}", []) == {}
+    assert await beat(bus, owner, room(slots), b"{}", []) == {}
     return owner
 
 
@@ -100,7 +120,7 @@ async def hands(bus: Bus, owner: Owner) -> list[Hand]:
 async def handed(bus: Bus, owner: Owner, *, session: str = "", reply_to: str = "") -> Hand:
     """A task that the worker was given and has not started."""
     id = await admitted(bus, session=session, reply_to=reply_to)
-    assert (await dispatch(bus, SHARD, LIMITS)).handed_out == 1
+    assert (await dispatch(bus, SHARD, CONFIG)).handed_out == 1
     (hand,) = await hands(bus, owner)
     assert hand.id == id
     return hand
@@ -134,7 +154,14 @@ def emission(hand: Hand, first: int, last: int, *, attempt: int = 1, journal: by
 
 
 def ending(
-    hand: Hand, first: int, last: int, *, attempt: int = 1, journal: bytes = b"", state: State = State.COMPLETED
+    hand: Hand,
+    first: int,
+    last: int,
+    *,
+    attempt: int = 1,
+    journal: bytes = b"",
+    state: State = State.COMPLETED,
+    tokens: int = 20,
 ) -> Ending:
     """The end with a tail `first`..`last`; an empty tail if first is above last."""
     tail = chunks_event(first, last, attempt) if first <= last else b""
@@ -146,6 +173,7 @@ def ending(
         last=last,
         chunks=tail,
         journal=journal,
+        tokens=tokens,
         state=state,
         status=200,
         result=b'{"said":"yes"}',

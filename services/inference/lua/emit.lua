@@ -18,7 +18,7 @@ local function emit(task, log, bus, id, epoch, first, last, event, journal)
   if last <= written then return 'ok' end
   if first ~= written + 1 then return 'gap ' .. written end
   if type(redis.pcall('XLEN', log)) == 'table' then return 'wrongtype ' .. log end
-  local entry = redis.pcall('XADD', bus, 'MINID', '~', now_ms - 120000, '*', 't', id, 's', session, 'e', event)
+  local entry = redis.pcall('XADD', bus, 'MINID', '~', now_ms - 120000, '*', 't', id, 's', session or '', 'e', event)
   if type(entry) == 'table' then return 'wrongtype ' .. bus end
   if journal ~= '' then
     redis.call('XADD', log, entry, 'e', event, 'j', journal)

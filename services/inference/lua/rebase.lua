@@ -24,7 +24,7 @@ elseif behind == last then
 else
   return 'gap ' .. last
 end
-local entry = redis.call('XADD', bus, 'MINID', '~', now_ms - 120000, '*', 't', id, 's', session, 'e', event)
+local entry = redis.call('XADD', bus, 'MINID', '~', now_ms - 120000, '*', 't', id, 's', session or '', 'e', event)
 redis.call('XADD', log, entry, 'e', event)
 redis.call('HSET', key, 'last', behind, 'from', behind, 'rebased', attempt .. ' ' .. behind)
 return 'ok'

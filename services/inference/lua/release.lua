@@ -3,7 +3,7 @@
 -- KEYS     work, in, then per task: task, log, bus
 -- ARGV     base of the shard's keys, results kept (ms), log kept (ms), nonce, failures after which a task fails, crashes at
 --          which it is quarantined, first pause (ms), longest pause (ms), then per task: id, epoch, entry id, first, last,
---          chunks event ('' = no tail), journal, charge ('failure' | 'crash' | 'none'), why, share of the pause (per mille),
+--          chunks event ('' = no tail), journal, tokens of prompt and answer, charge ('failure' | 'crash' | 'none'), why, share of the pause (per mille),
 --          HTTP status, result, finished event (for charge 'failure', should this have been the last try)
 -- RETURNS  per task: 'again' (now) | 'later' (after a pause, full jitter) | 'failed' | 'quarantined' | 'cancelled' | 'expired'
 --          | 'fenced' (another's, or released before) | 'gap <last written>' | 'wrongtype <key>'
@@ -13,14 +13,14 @@ local base, kept_ms, log_kept_ms, nonce = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local failure_limit, crash_limit = tonumber(ARGV[5]), tonumber(ARGV[6])
 local first_pause_ms, longest_pause_ms = tonumber(ARGV[7]), tonumber(ARGV[8])
 
--- USES clock, types, task, tail
+-- USES clock, types, shard, fair, flight, task, entries, tail
 
-local function fail(task, why, share, status, result, finished)
+local function fail(task, why, share, status, result, finished, tokens)
   task.failures = task.failures + 1
   if task.failures > failure_limit then
     remember_attempt(task, why)
     redis.call('HSET', task.key, 'failures', task.failures)
-    end_task(task, 'failed', status, result, finished)
+    end_task(task, 'failed', status, result, finished, tokens)
     bury(task, why, 'It failed ' .. task.failures .. ' times; the last error is the result.')
     return 'failed'
   end
@@ -29,12 +29,12 @@ local function fail(task, why, share, status, result, finished)
   return 'later'
 end
 
-local function give_up(task, charge, why, share, status, result, finished)
+local function give_up(task, tokens, charge, why, share, status, result, finished)
   if task.stop then
     end_as(task, task.stop)
     return task.stop
   elseif charge == 'failure' then
-    return fail(task, why, share, status, result, finished)
+    return fail(task, why, share, status, result, finished, tokens)
   elseif charge == 'crash' then
     return survive(task, crash_limit, why)
   end
@@ -52,16 +52,17 @@ local function release(key, id, epoch, entry, first, last, chunks, journal, ...)
   if wrong then return 'wrongtype ' .. wrong end
   if not add_tail(task, first, last, chunks, journal) then return 'gap ' .. task.last end
   local verdict = give_up(task, ...)
-  clear(entry)
+  clear(work, entry)
   return verdict
 end
 
 check_shard()
 redis.call('XLEN', work)
-local verdicts = {}
-for item = 0, (#ARGV - 8) / 13 - 1 do
-  local arg = 9 + item * 13
-  verdicts[#verdicts + 1] = release(KEYS[3 + item * 3], unpack(ARGV, arg, arg + 12))
+local verdicts, moved = {}, false
+for item = 0, (#ARGV - 8) / 14 - 1 do
+  local arg = 9 + item * 14
+  local verdict = release(KEYS[3 + item * 3], unpack(ARGV, arg, arg + 13))
+  verdicts[#verdicts + 1], moved = verdict, moved or not string.find(verdict, '^wrongtype')
 end
-if #verdicts > 0 then redis.call('XADD', arrivals, '*', 'wake', 'release') end
+if moved then redis.call('XADD', arrivals, '*', 'wake', 'release') end
 return verdicts

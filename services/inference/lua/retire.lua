@@ -11,7 +11,7 @@ local work, workers, suspects, arrivals = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local base, kept_ms, log_kept_ms = ARGV[1], ARGV[2], ARGV[3]
 local worker, nonce, most, running = ARGV[4], ARGV[5], ARGV[6], ARGV[7] == '1'
 
--- USES clock, types, task
+-- USES clock, types, shard, fair, flight, task, entries
 
 check_shard()
 redis.call('XLEN', work)
@@ -19,26 +19,24 @@ redis.call('HLEN', suspects)
 redis.call('HLEN', workers)
 local handed_back = 0
 for _, entry in ipairs(redis.call('XRANGE', work, '-', '+', 'COUNT', most)) do
-  local id, epoch = entry[2][2], entry[2][4]
-  local task = find(id)
-  local current = task and task.epoch == epoch
+  local hand = fields_of(entry)
+  local task = find(hand.t)
+  local current = task and task.epoch == hand.e
   local mine = current and task.state == 'processing' and task.owner == nonce
   if mine and running and task.stop then
     if not foreign(task) then end_as(task, task.stop) end
-  elseif (current and task.state == 'pending') or (mine and running) then
+  elseif ((current and task.state == 'pending') or (mine and running)) and not foreign(task) then
     requeue(task, 'drained')
     handed_back = handed_back + 1
   end
-  if running or not mine then redis.call('XDEL', work, entry[1]) end
+  if running or not mine then clear(work, entry[1]) end
 end
 local left = redis.call('XLEN', work)
 if left == 0 then
-  redis.call('DEL', work)
-  redis.call('HDEL', workers, worker)
-  redis.call('HDEL', suspects, worker)
+  forget_worker(worker, work)
 else
-  local announced = redis.call('HGET', workers, worker) or now_ms .. ' 0 {}'
-  redis.call('HSET', workers, worker, (string.gsub(announced, '^(%d+) %d+ ', '%1 0 ')))
+  local announced = redis.call('HGET', workers, worker) or now_ms .. ' 0 0 0 {}'
+  redis.call('HSET', workers, worker, (string.gsub(announced, '^(%d+) %d+ %d+ %d+ ', '%1 0 0 0 ')))
 end
 if handed_back > 0 then redis.call('XADD', arrivals, '*', 'wake', 'retire') end
 return {handed_back, left}

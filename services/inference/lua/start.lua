@@ -3,7 +3,8 @@
 -- KEYS     leases, work, then per task: task, log, bus
 -- ARGV     base of the shard's keys, results kept (ms), log kept (ms), worker, nonce, lease (ms),
 --          then per task: id, epoch, entry id
--- RETURNS  per task: {'run', attempt, spec, body, waited (ms), chunks published by earlier attempts}
+-- RETURNS  per task: {'run', attempt, spec, body, waited (ms), chunks published by earlier attempts,
+--          wait predicted when it came (ms, -1 = none)}
 --          | {'stale'} (not this worker's any more, or past its deadline; its entry is cleared) | {'wrongtype', key}
 -- INVARIANT one nonce holds an epoch. A repeat by the same nonce gets the same answer, until output was published: then the
 --          worker has lost the run, and what it makes now is another attempt.
@@ -11,11 +12,10 @@ local leases, work = KEYS[1], KEYS[2]
 local base, kept_ms, log_kept_ms = ARGV[1], ARGV[2], ARGV[3]
 local worker, nonce, lease_ms = ARGV[4], ARGV[5], tonumber(ARGV[6])
 
--- USES clock, types, task
+-- USES clock, types, shard, fair, flight, task, entries
 
 local function stale(entry)
-  redis.call('XACK', work, 'workers', entry)
-  redis.call('XDEL', work, entry)
+  clear(work, entry)
   return {'stale'}
 end
 
@@ -26,10 +26,11 @@ local function start(keys, id, epoch, entry)
   if not task or task.epoch ~= epoch then return stale(entry) end
   local wrong = foreign(task)
   if wrong then return {'wrongtype', wrong} end
-  local from, spec, body = unpack(redis.call('HMGET', key, 'from', 'spec', 'body'))
+  local from, spec, body, wait_ms = unpack(redis.call('HMGET', key, 'from', 'spec', 'body', 'eta_ms'))
+  wait_ms = tonumber(wait_ms) or -1
   local mine = task.state == 'processing' and task.owner == nonce
   if mine and task.last == tonumber(from) then
-    return {'run', task.attempt, spec, body, now_ms - task.created_at_ms, task.last}
+    return {'run', task.attempt, spec, body, now_ms - task.created_at_ms, task.last, wait_ms}
   elseif not mine and task.state ~= 'pending' then
     return stale(entry)
   elseif task.deadline_ms <= now_ms then
@@ -43,7 +44,7 @@ local function start(keys, id, epoch, entry)
   redis.call('ZADD', leases, now_ms + lease_ms, id)
   local event = '{"type":"started.v1","attempt":' .. attempt .. ',"worker":"' .. worker .. '"}'
   redis.call('XADD', bus, 'MINID', '~', now_ms - 120000, '*', 't', id, 's', task.session, 'e', event)
-  return {'run', attempt, spec, body, now_ms - task.created_at_ms, task.last}
+  return {'run', attempt, spec, body, now_ms - task.created_at_ms, task.last, attempt == 1 and wait_ms or -1}
 end
 
 check_shard()

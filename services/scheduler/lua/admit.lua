@@ -1,31 +1,54 @@
 #!lua flags=allow-oom
--- admit: move arrivals into the waiting order of their lane, and clear them from `in`.
--- KEYS     in, backlog of each lane (3), then per arrival: task (any key for a wake-up)
--- ARGV     per arrival: id ('' for a wake-up), entry id
--- RETURNS  per arrival: 'queued' | 'handed out' (it was admitted before) | state | 'missing' | 'wrongtype <key>' | 'wake'
--- INVARIANT a pending task with epoch 0 is in `in` or in a backlog.
-local arrivals = KEYS[1]
-local backlogs = {interactive = KEYS[2], normal = KEYS[3], batch = KEYS[4]}
+-- admit: move arrivals into the waiting order, and clear them from `in`.
+-- KEYS     in, later
+-- ARGV     base of the shard's keys, results kept (ms), log kept (ms), then per arrival: id ('' = a wake-up), entry id,
+--          quota ('' = not asked | 'taken' | ms to wait for it)
+-- RETURNS  per arrival: 'queued' | 'handed out' (it was admitted before) | 'later' | 'owes' (ask for its quota, then admit it again)
+--          | 'hit' (it has ended, with an answer that was kept) | 'followed' (it waits for another one's answer) | 'miss', 'refresh'
+--          (queued, and its answer will be kept) | state | 'missing' | 'wrongtype <key>' | 'wake'
+-- INVARIANT a pending task is in `in`, in a backlog, in `later`, behind another one, or handed out.
+local arrivals, later = KEYS[1], KEYS[2]
+local base, kept_ms, log_kept_ms = ARGV[1], ARGV[2], ARGV[3]
 
-local function admit(task, id)
+-- USES clock, types, shard, fair, flight, task, cache, groups
+
+-- Its verdict, and whether its entry stays to come again.
+local function admit(id, quota)
   if id == '' then return 'wake' end
-  local kind = redis.call('TYPE', task).ok
-  if kind == 'none' then return 'missing' end
-  if kind ~= 'hash' then return 'wrongtype ' .. task end
-  local state, epoch, lane, created_at_ms = unpack(redis.call('HMGET', task, 'state', 'epoch', 'lane', 'created_at_ms'))
-  if state ~= 'pending' then return state or 'missing' end
-  if epoch ~= '0' then return 'handed out' end
-  redis.call('ZADD', backlogs[lane], 'NX', created_at_ms, id)
-  return 'queued'
+  local task = find(id)
+  if not task then
+    local key = base .. 'task:' .. id
+    return is(key, 'hash') and 'missing' or 'wrongtype ' .. key
+  end
+  if task.state ~= 'pending' then return task.state end
+  local wrong = foreign(task)
+  if wrong then return 'wrongtype ' .. wrong, true end
+  if redis.call('SISMEMBER', running_of(task.tenant), id) == 1 then return 'handed out' end
+  if redis.call('ZSCORE', later, id) then return 'later' end
+  if redis.call('HEXISTS', task.key, 'owes') == 1 then
+    if quota == '' then return 'owes', true end
+    if quota ~= 'taken' then
+      redis.call('ZADD', later, now_ms + quota, id)
+      return 'later'
+    end
+    redis.call('HDEL', task.key, 'owes')
+    redis.call('HSET', task.key, 'metered', 1)
+  end
+  local looked_up = task.cache ~= '' and look_up(task)
+  if looked_up == 'hit' or looked_up == 'followed' then return looked_up end
+  join_group(task)
+  line_up(task)
+  return looked_up or 'queued'
 end
 
-redis.call('XLEN', arrivals)  -- raises before the first write if a key holds another type; so does the next line
-for _, backlog in pairs(backlogs) do redis.call('ZCARD', backlog) end
+check_shard()
 local verdicts, entries = {}, {}
-for item = 0, #ARGV / 2 - 1 do
-  local id, entry = unpack(ARGV, item * 2 + 1, item * 2 + 2)
-  verdicts[#verdicts + 1] = admit(KEYS[5 + item], id)
-  entries[#entries + 1] = entry
+for item = 0, (#ARGV - 3) / 3 - 1 do
+  local arg = 4 + item * 3
+  local id, entry, quota = unpack(ARGV, arg, arg + 2)
+  local verdict, stays = admit(id, quota)
+  verdicts[#verdicts + 1] = verdict
+  if not stays then entries[#entries + 1] = entry end
 end
 if #entries > 0 then
   redis.call('XACK', arrivals, 'scheduler', unpack(entries))

@@ -1,80 +1,71 @@
 #!lua flags=allow-oom
--- dispatch: hand the most urgent waiting tasks to live workers with free slots, the freest worker first.
--- KEYS     workers, suspects, later, backlog of each lane (3, most urgent first)
+-- dispatch: hand waiting tasks to live workers with room: the lane, then the tenant whose turn it is, then its oldest.
+-- KEYS     workers, suspects, later
 -- ARGV     base of the shard's keys, most tasks of this call, age at which a worker's beat is too old (ms),
---          crashes that make a task suspect
--- RETURNS  {tasks handed out, tasks still waiting, free slots left}
--- INVARIANT a worker is never handed more than its announced slots; each hand-out raises the task's epoch. A suspect never
---          runs beside another one: so the next death tells which of them kills workers.
--- The task and work keys are computed: they are known only here, and share the shard's hash tag.
-local workers_key, suspects, later, lanes = KEYS[1], KEYS[2], KEYS[3], {KEYS[4], KEYS[5], KEYS[6]}
+--          crashes that make a task suspect, how full a worker may be that is chosen for its KV cache (share),
+--          how long its KV cache is counted on (ms), share of each lane (3, most urgent first)
+-- RETURNS  {tasks handed out, tasks that still wait (for their time, too), free slots left}
+-- INVARIANT a worker is never handed more than it announced, in all and of the lanes; each hand-out raises the task's epoch.
+--          A suspect never runs beside another one: so the next death tells which of them kills workers.
+-- The other keys are computed: they are known only here, and share the shard's hash tag.
+local workers_key, suspects, later = KEYS[1], KEYS[2], KEYS[3]
 local base, most, too_old_ms, suspect_at = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local warm_below, warm_ms, shares = tonumber(ARGV[5]), ARGV[6], {ARGV[7], ARGV[8], ARGV[9]}
 
--- USES clock
+-- USES clock, types, fair, workers, turns, shard
 
 local PUT_ASIDE_MS = 500
 
-redis.call('HLEN', suspects)  -- raises before the first write if a key holds another type; so do the next lines
-redis.call('ZCARD', later)
-for _, lane in ipairs(lanes) do redis.call('ZCARD', lane) end
-local announced = redis.call('HGETALL', workers_key)
-local workers, free = {}, 0
-for i = 1, #announced, 2 do
-  local beat_ms, slots = string.match(announced[i + 1], '^(%d+) (%d+) ')
-  if beat_ms and now_ms - beat_ms <= too_old_ms then
-    local stream = base .. 'work:' .. announced[i]
-    local credits = slots - redis.call('XLEN', stream)
-    if credits > 0 then
-      workers[#workers + 1] = {name = announced[i], stream = stream, credits = credits}
-      free = free + credits
-    end
-  end
-end
+check_shard()
+redis.call('HLEN', suspects)
 
-local function has_suspect(worker)
+local function has_no_suspect(worker)
   local id, epoch = string.match(redis.call('HGET', suspects, worker.name) or '', '^(%S+) (%S+)$')
-  if not id then return false end
+  if not id then return true end
   local state, current = unpack(redis.pcall('HMGET', base .. 'task:' .. id, 'state', 'epoch'))
-  return current == epoch and (state == 'pending' or state == 'processing')
+  return not (current == epoch and (state == 'pending' or state == 'processing'))
 end
 
-local function freest(suspected)
-  local best
-  for _, worker in ipairs(workers) do
-    if (not best or worker.credits > best.credits) and worker.credits > 0 and not (suspected and has_suspect(worker)) then
-      best = worker
+local function cached_at(digests)
+  local keys = {}
+  for digest in string.gmatch(digests, '[^,]+') do keys[#keys + 1] = base .. 'prefix:' .. digest end
+  return keys
+end
+
+-- The worker whose KV cache has the longest beginning of the prompt, as long as it is not loaded.
+local function warm(keys, lane)
+  if #keys == 0 or warm_below == 0 then return nil end
+  for _, name in ipairs(redis.call('MGET', unpack(keys))) do
+    for _, worker in ipairs(workers) do
+      local load = 1 - (worker.free - 1) / worker.slots
+      if worker.name == name and room(worker, lane) > 0 and load <= warm_below then return worker end
     end
   end
-  return best
 end
 
-local function hand_out(id)
+local function hand_out(lane, turn, id)
   local task = base .. 'task:' .. id
-  local state, crashes = unpack(redis.pcall('HMGET', task, 'state', 'crashes'))
-  if state ~= 'pending' then return end
-  local suspected = (tonumber(crashes) or 0) >= suspect_at
-  local worker = freest(suspected)
+  local state, crashes, tokens_in, tokens_out, charged, prefix = unpack(redis.pcall('HMGET', task, 'state', 'crashes',
+    'tokens_in', 'tokens_out', 'charge', 'prefix'))
+  if state ~= 'pending' then return pass_over(turn) end
+  local suspected, keys = (tonumber(crashes) or 0) >= suspect_at, cached_at(prefix or '')
+  local worker = not suspected and warm(keys, lane.name) or freest(lane.name, suspected and has_no_suspect)
   if not worker then
     redis.call('ZADD', later, now_ms + PUT_ASIDE_MS, id)
     return
   end
-  local epoch = redis.call('HINCRBY', task, 'epoch', 1)
-  redis.call('XADD', worker.stream, '*', 't', id, 'e', epoch)
+  tokens_in, tokens_out = tonumber(tokens_in) or 0, tonumber(tokens_out) or 0
+  local epoch, tokens = redis.call('HINCRBY', task, 'epoch', 1), estimate_of(turn, tokens_in, tokens_out)
+  redis.call('XADD', worker.stream, '*', 't', id, 'e', epoch, 'l', lane.name)
+  redis.call('SADD', running_of(turn.name), id)
   if suspected then redis.call('HSET', suspects, worker.name, id .. ' ' .. epoch) end
-  worker.credits, free = worker.credits - 1, free - 1
-  return true
+  if lane.name ~= 'interactive' then add('held', worker.name .. ' ' .. lane.name, 1) end
+  for _, key in ipairs(keys) do redis.call('SET', key, worker.name, 'PX', warm_ms) end
+  if not charged then redis.call('HSET', task, 'charge', tokens .. ' ' .. turn.tenant.weight) end
+  occupy(worker, lane.name)
+  hand_over(lane, turn, most_tokens(tokens_in, tokens_out), charged and 0 or tokens)
 end
 
-local handed_out = 0
-for _, lane in ipairs(lanes) do
-  while free > 0 and handed_out < most do
-    local waiting = redis.call('ZPOPMIN', lane, math.min(free, most - handed_out))
-    if #waiting == 0 then break end
-    for i = 1, #waiting, 2 do
-      if hand_out(waiting[i]) then handed_out = handed_out + 1 end
-    end
-  end
-end
-local still_waiting = 0
-for _, lane in ipairs(lanes) do still_waiting = still_waiting + redis.call('ZCARD', lane) end
-return {handed_out, still_waiting, free}
+while handed_out < most and take(hand_out) do end
+write_all_back()
+return {handed_out, still_waiting(), free_slots()}

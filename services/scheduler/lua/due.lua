@@ -3,13 +3,13 @@
 -- KEYS     expiry, attached, later
 -- ARGV     base of the shard's keys, results kept (ms), log kept (ms), most tasks of each kind,
 --          0 = not the waiters: nobody could renew their leases of late
--- RETURNS  {tasks expired, tasks cancelled, running tasks whose workers were told to stop, retries put back}
+-- RETURNS  {tasks expired, tasks cancelled, running tasks whose workers were told to stop, tasks that arrive now}
 -- INVARIANT a waiting task ends here; a running one is ended by its worker, or when its lease is lost.
 -- The task keys are computed: they are known only here, and share the shard's hash tag.
 local expiry, attached, later = KEYS[1], KEYS[2], KEYS[3]
 local base, kept_ms, log_kept_ms, most, waiters = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] ~= '0'
 
--- USES clock, types, task
+-- USES clock, types, shard, fair, flight, task
 
 local AGAIN_MS = 10000
 
@@ -43,9 +43,9 @@ for _, id in ipairs(due(later)) do
   redis.call('ZREM', later, id)
   local task = find(id)
   if task and task.state == 'pending' then
-    redis.call('ZADD', base .. 'backlog:' .. task.lane, 'NX', task.created_at_ms, id)
+    arrive(id)
     back = back + 1
   end
 end
-if back > 0 then redis.call('XADD', base .. 'in', '*', 'wake', 'due') end
+if redis.call('EXISTS', expiry) == 0 then forget_shares() end
 return {expired, cancelled, told_expired + told_cancelled, back}

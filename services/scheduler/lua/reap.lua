@@ -10,7 +10,7 @@ local leases, workers_key, suspects = KEYS[1], KEYS[2], KEYS[3]
 local base, kept_ms, log_kept_ms, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local too_old_ms, crash_limit = tonumber(ARGV[5]), tonumber(ARGV[6])
 
--- USES clock, types, task
+-- USES clock, types, shard, fair, flight, task, entries
 
 check_shard()
 redis.call('HLEN', suspects)
@@ -41,18 +41,18 @@ for i = 1, #announced, 2 do
   if now_ms - (beat_ms or 0) > too_old_ms then
     local stream = base .. 'work:' .. announced[i]
     for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', most)) do
-      local id, epoch = entry[2][2], entry[2][4]
-      local task = find(id)
-      if task and task.state == 'pending' and task.epoch == epoch then
+      local hand = fields_of(entry)
+      local task = find(hand.t)
+      local current = task and task.epoch == hand.e
+      local stays = current and (task.state == 'processing' or (task.state == 'pending' and foreign(task)))
+      if current and task.state == 'pending' and not stays then
         requeue(task, 'lost')
         unstarted = unstarted + 1
       end
-      if not (task and task.state == 'processing' and task.epoch == epoch) then redis.call('XDEL', stream, entry[1]) end
+      if not stays then clear(stream, entry[1]) end
     end
     if redis.call('XLEN', stream) == 0 then
-      redis.call('DEL', stream)
-      redis.call('HDEL', workers_key, announced[i])
-      redis.call('HDEL', suspects, announced[i])
+      forget_worker(announced[i], stream)
       removed = removed + 1
     end
   end

@@ -4,16 +4,17 @@
 -- ARGV     base of the shard's keys, results kept (ms), log kept (ms), then per task: id, the epoch that it was astray with
 --          at a look some leases ago ('' = this is the first look)
 -- RETURNS  per task: 'well' (or ended meanwhile) | the epoch that it is astray with (look again later) | 'repaired'
+--          | 'wrongtype <key>'
 -- INVARIANT nothing is done at the first look: a task on its way between two places is astray for a moment.
 -- The task keys are computed: they share the shard's hash tag.
 local expiry, leases = KEYS[1], KEYS[2]
 local base, kept_ms, log_kept_ms = ARGV[1], ARGV[2], ARGV[3]
 
--- USES clock, types, task
+-- USES clock, types, shard, fair, flight, task
 
 local function is_astray(task)
   if task.state == 'pending' then
-    return not redis.call('ZSCORE', base .. 'backlog:' .. task.lane, task.id)
+    return not is_led(task) and not redis.call('ZSCORE', backlog_of(task.lane, task.tenant), task.id)
       and not redis.call('ZSCORE', base .. 'later', task.id)
   end
   return task.state ~= 'processing' or not redis.call('ZSCORE', leases, task.id)
@@ -28,7 +29,11 @@ local function look(id, before)
   end
   if not is_astray(task) then return 'well' end
   if before ~= task.epoch then return task.epoch end
-  if task.state == 'pending' then
+  local wrong = foreign(task)
+  if wrong then return 'wrongtype ' .. wrong end
+  if task.state == 'pending' and task.follows then  -- nobody leads it: it asks again
+    redis.call('XADD', base .. 'in', '*', 't', id)
+  elseif task.state == 'pending' then
     requeue(task, 'astray')
   elseif task.state == 'processing' then
     redis.call('ZADD', leases, now_ms, id)

@@ -1,13 +1,9 @@
 -- tail: the last act of a worker on a task: what it has not published yet, and its work entry.
--- NEEDS clock, types, task; work (stream of the worker).
-local function clear(entry)
-  redis.call('XACK', work, 'workers', entry)
-  redis.call('XDEL', work, entry)
-end
+-- NEEDS clock, types, fair, task, entries; work (stream of the worker).
 
 -- For a task that is not the caller's. The entry of one that is handed out and not started is its only place: it stays.
 local function fence_off(task, epoch, entry)
-  if not (task and task.state == 'pending' and task.epoch == epoch) then clear(entry) end
+  if not (task and task.state == 'pending' and task.epoch == epoch) then clear(work, entry) end
   return 'fenced'
 end
 

@@ -1,5 +1,5 @@
 -- task: what all scripts that move a task do alike, so that there is one way to put it back and one way to end it.
--- NEEDS clock, types; base (of the shard's keys), kept_ms (results), log_kept_ms. Keys are derived from base and the id.
+-- NEEDS clock, types, shard, fair, flight; base (of the shard's keys), kept_ms (results), log_kept_ms. Keys are derived from base and the id.
 local ENDS = {
   cancelled = {state = 'cancelled', status = 499, type = 'invalid_request_error', code = 'task_cancelled',
     message = 'The task was cancelled.'},
@@ -11,21 +11,12 @@ local ENDS = {
 local HISTORY_BYTES = 8192
 local DEAD_KEPT = 10000
 
--- Raises before the first write if a key of the shard holds another type.
-local function check_shard()
-  for _, name in ipairs({'leases', 'expiry', 'attached', 'later', 'backlog:interactive', 'backlog:normal',
-    'backlog:batch'}) do
-    redis.call('ZCARD', base .. name)
-  end
-  redis.call('XLEN', base .. 'in')
-  redis.call('XLEN', base .. 'dead')
-end
-
 -- nil: there is no such task (or only the note that it was cancelled before it came).
 local function find(id)
   local key, partition = base .. 'task:' .. id, string.match(id, '^[^.]+%.%d+%.%d+%.(%d+)%.')
   local found = redis.pcall('HMGET', key, 'state', 'epoch', 'owner', 'worker', 'attempts', 'last', 'lane', 'session',
-    'reply_to', 'created_at_ms', 'started_at_ms', 'deadline_ms', 'crashes', 'failures', 'stop', 'history')
+    'reply_to', 'created_at_ms', 'started_at_ms', 'deadline_ms', 'crashes', 'failures', 'stop', 'history', 'tenant',
+    'tokens_in', 'tokens_out', 'place', 'charge', 'metered', 'cache', 'follows', 'prefix')
   if found.err or not found[7] or not partition then return nil end
   return {
     id = id, key = key, log = base .. 'log:' .. id, bus = base .. 'bus:' .. partition,
@@ -33,7 +24,10 @@ local function find(id)
     attempt = tonumber(found[5]) or 0, last = tonumber(found[6]) or 0, lane = found[7], session = found[8] or '',
     reply_to = found[9] or '', created_at_ms = tonumber(found[10]) or 0, started_at_ms = tonumber(found[11]) or 0,
     deadline_ms = tonumber(found[12]) or math.huge, crashes = tonumber(found[13]) or 0,
-    failures = tonumber(found[14]) or 0, stop = found[15], history = found[16] or '',
+    failures = tonumber(found[14]) or 0, stop = found[15], history = found[16] or '', tenant = found[17] or 'default',
+    tokens_in = tonumber(found[18]) or 0, tokens_out = tonumber(found[19]) or 0,
+    place = tonumber(found[20] or found[10]) or 0, charge = found[21] or '', metered = found[22],
+    cache = found[23] or '', follows = found[24], prefix = found[25] or '',
   }
 end
 
@@ -41,11 +35,14 @@ end
 local function foreign(task)
   if not is(task.log, 'stream') then return task.log end
   if not is(task.bus, 'stream') then return task.bus end
-  if task.reply_to ~= '' and not is(base .. 'outbox', 'stream') then return base .. 'outbox' end
+  local backlog, running = backlog_of(task.lane, task.tenant), running_of(task.tenant)
+  if not is(backlog, 'zset') then return backlog end
+  if not is(running, 'set') then return running end
+  if (task.reply_to ~= '' or task.metered) and not is(base .. 'outbox', 'stream') then return base .. 'outbox' end
   if task.session ~= '' and not is(base .. 'session:' .. task.session, 'zset') then
     return base .. 'session:' .. task.session
   end
-  return nil
+  return task.cache ~= '' and misplaced(task) or nil
 end
 
 -- Live and for replay under one entry id.
@@ -74,11 +71,12 @@ local function requeue(task, why, due_ms)
   redis.call('HSET', task.key, 'state', 'pending', 'crashes', task.crashes, 'failures', task.failures)
   redis.call('HDEL', task.key, 'owner', 'worker')
   redis.call('ZREM', base .. 'leases', task.id)
+  if let_go(task) then count_one(task, 1) end
   if due_ms then
     redis.call('ZADD', base .. 'later', due_ms, task.id)
   else
     redis.call('ZREM', base .. 'later', task.id)
-    redis.call('ZADD', base .. 'backlog:' .. task.lane, 'NX', task.created_at_ms, task.id)
+    line_up(task)
   end
 end
 
@@ -90,19 +88,22 @@ local function list_again(task)
   redis.call('PEXPIRE', index, kept_ms)
 end
 
--- The one way into a terminal state.
-local function end_task(task, state, status, result, finished)
+-- The one way into a terminal state. `used`: tokens of prompt and answer.
+local function end_task(task, state, status, result, finished, used)
   publish(task, finished, '')
   redis.call('HSET', task.key, 'state', state, 'status', status, 'last', task.last, 'result', result,
-    'finished_at_ms', now_ms, 'finished', finished)
+    'finished_at_ms', now_ms, 'finished', finished, 'used', used)
   redis.call('PEXPIRE', task.key, kept_ms)
   redis.call('PEXPIRE', task.log, log_kept_ms)
   for _, index in ipairs({'leases', 'expiry', 'attached'}) do redis.call('ZREM', base .. index, task.id) end
-  if task.state == 'pending' then
-    redis.call('ZREM', base .. 'later', task.id)
-    redis.call('ZREM', base .. 'backlog:' .. task.lane, task.id)
+  if not let_go(task) then
+    step_out(task)
+    count_one(task, -1)
   end
-  if task.reply_to ~= '' then redis.call('XADD', base .. 'outbox', '*', 't', task.id) end
+  if task.state == 'processing' then remember_mean('fair', 'run_ms:' .. task.lane, now_ms - task.started_at_ms) end
+  settle(task, used)
+  if task.reply_to ~= '' or task.metered then redis.call('XADD', base .. 'outbox', '*', 't', task.id) end
+  if task.cache ~= '' then land(task, state) end
   list_again(task)
 end
 
@@ -112,7 +113,8 @@ local function end_as(task, word)
   local error = cjson.encode({message = kind.message, type = kind.type, code = kind.code})
   local finished = string.format('{"type":"finished.v1","attempt":%d,"last":%d,"state":"%s","status":%d,"streamed":%s,' ..
     '"error":', task.attempt, task.last, kind.state, kind.status, tostring(task.last > 0)) .. error .. '}'
-  end_task(task, kind.state, kind.status, '{"error":' .. error .. '}', finished)
+  local used = task.last > 0 and task.tokens_in + task.last or 0  -- a chunk is a token or a few
+  end_task(task, kind.state, kind.status, '{"error":' .. error .. '}', finished, used)
   redis.call('HDEL', task.key, 'owner')
 end
 

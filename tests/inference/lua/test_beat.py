@@ -16,7 +16,7 @@ from tests.support.tasks import SHARD
 async def announced(bus: Bus, worker: str) -> list[str]:
     """Age of the beat (ms), slots, announcement."""
     said = (await bus.commands.call("HGET", SHARD.workers, worker)).decode()
-    beat_ms, slots, announcement = said.split(" ", 2)
+    beat_ms, slots, _, _, announcement = said.split(" ", 4)
     seconds, micros = await bus.commands.call("TIME")
     return [str(int(seconds) * 1000 + int(micros) // 1000 - int(beat_ms)), slots, announcement]
 
@@ -37,10 +37,10 @@ async def test_first_beat_registers_the_worker_with_its_stream_and_wakes_the_sch
 
 async def test_repeat_wakes_nobody_but_other_slots_do(bus: Bus) -> None:
     owner = await tasks.worker(bus, slots=3)
-    await beat(bus, owner, 3, b'{"running":1}', [])
+    await beat(bus, owner, tasks.room(3), b'{"running":1}', [])
     assert await tasks.wakes(bus) == [b"slots"]
     assert (await announced(bus, owner.worker))[2] == '{"running":1}'
-    await beat(bus, owner, 4, b"{}", [])
+    await beat(bus, owner, tasks.room(4), b"{}", [])
     assert await tasks.wakes(bus) == [b"slots", b"slots"]
 
 
@@ -48,7 +48,7 @@ async def test_lease_of_a_held_task_is_renewed(bus: Bus) -> None:
     owner = await tasks.worker(bus)
     hand = await tasks.running(bus, owner)
     await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
-    assert await beat(bus, owner, 4, b"{}", [(hand.id, hand.epoch)]) == {}
+    assert await beat(bus, owner, tasks.room(4), b"{}", [(hand.id, hand.epoch)]) == {}
     assert 0 < await lease_left_ms(bus, hand.id) <= tasks.LIMITS.lease_ms
 
 
@@ -57,8 +57,8 @@ async def test_rivals_of_other_nonce_or_epoch_renew_nothing(bus: Bus) -> None:
     hand = await tasks.running(bus, owner)
     await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
     rival = replace(owner, nonce="other")
-    assert await beat(bus, rival, 4, b"{}", [(hand.id, hand.epoch)]) == {hand.id: "fenced"}
-    assert await beat(bus, owner, 4, b"{}", [(hand.id, hand.epoch + 1)]) == {hand.id: "fenced"}
+    assert await beat(bus, rival, tasks.room(4), b"{}", [(hand.id, hand.epoch)]) == {hand.id: "fenced"}
+    assert await beat(bus, owner, tasks.room(4), b"{}", [(hand.id, hand.epoch + 1)]) == {hand.id: "fenced"}
     assert await bus.commands.call("ZSCORE", SHARD.leases, hand.id) == b"1"
 
 
@@ -66,7 +66,7 @@ async def test_tasks_that_ended_or_are_unknown_are_answered_as_fenced(bus: Bus) 
     owner = await tasks.worker(bus)
     done, busy, unknown = await tasks.ended(bus, owner), await tasks.running(bus, owner), tasks.new_id()
     asked = [(done.id, done.epoch), (busy.id, busy.epoch), (unknown, 1)]
-    assert await beat(bus, owner, 4, b"{}", asked) == {done.id: "fenced", unknown: "fenced"}
+    assert await beat(bus, owner, tasks.room(4), b"{}", asked) == {done.id: "fenced", unknown: "fenced"}
 
 
 async def test_many_tasks_go_in_pages(bus: Bus) -> None:
@@ -74,7 +74,7 @@ async def test_many_tasks_go_in_pages(bus: Bus) -> None:
     hand = await tasks.running(bus, owner)
     ids = [tasks.new_id() for _ in range(MAX_ITEMS)]
     asked = [*((id, 1) for id in ids), (hand.id, hand.epoch)]
-    assert await beat(bus, owner, 4, b"{}", asked) == dict.fromkeys(ids, "fenced")
+    assert await beat(bus, owner, tasks.room(4), b"{}", asked) == dict.fromkeys(ids, "fenced")
 
 
 @pytest.mark.parametrize("word", ["cancelled", "expired"])
@@ -85,7 +85,7 @@ async def test_task_that_was_asked_to_stop_is_told_why_and_held_until_its_worker
     await bus.commands.call("ZADD", SHARD.leases, 1, stopped.id)
     held = [(stopped.id, stopped.epoch), (other.id, other.epoch)]
     for _ in range(2):  # until it has ended, every beat says so: the first answer may be lost
-        assert await beat(bus, owner, 4, b"{}", held) == {stopped.id: word}
+        assert await beat(bus, owner, tasks.room(4), b"{}", held) == {stopped.id: word}
     assert await lease_left_ms(bus, stopped.id) > 0
 
 
@@ -94,14 +94,14 @@ async def test_stop_is_not_told_to_a_worker_that_has_lost_the_task(bus: Bus) -> 
     hand = await tasks.running(bus, owner)
     await bus.commands.call("HSET", SHARD.task(hand.id), "stop", "cancelled")
     rival = replace(owner, nonce="other")
-    assert await beat(bus, rival, 4, b"{}", [(hand.id, hand.epoch)]) == {hand.id: "fenced"}
+    assert await beat(bus, rival, tasks.room(4), b"{}", [(hand.id, hand.epoch)]) == {hand.id: "fenced"}
 
 
 async def test_lease_is_as_long_as_configured(bus: Bus) -> None:
     owner = await tasks.worker(bus)
     hand = await tasks.running(bus, owner)
     brief = replace(owner, limits=replace(tasks.LIMITS, lease_s=1.0))
-    await beat(bus, brief, 4, b"{}", [(hand.id, hand.epoch)])
+    await beat(bus, brief, tasks.room(4), b"{}", [(hand.id, hand.epoch)])
     assert await lease_left_ms(bus, hand.id) <= 1000
 
 
@@ -109,9 +109,9 @@ async def test_worker_that_was_reaped_registers_again_with_an_empty_stream(bus: 
     owner = await tasks.worker(bus)
     await bus.commands.call("HSET", SHARD.workers, owner.worker, "1 4 {}")
     assert (await reap(bus, SHARD, tasks.LIMITS)).workers == 1
-    await beat(bus, owner, 4, b"{}", [])
+    await beat(bus, owner, tasks.room(4), b"{}", [])
     await tasks.admitted(bus)
-    assert (await dispatch(bus, SHARD, tasks.LIMITS)).handed_out == 1
+    assert (await dispatch(bus, SHARD, tasks.CONFIG)).handed_out == 1
     assert len(await tasks.hands(bus, owner)) == 1
 
 
@@ -119,7 +119,7 @@ async def test_worker_that_was_reaped_registers_again_with_an_empty_stream(bus: 
 async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str) -> None:
     owner = await tasks.worker(bus)
     hand = await tasks.running(bus, owner)
-    await assert_refused_whole(bus, key, lambda: beat(bus, owner, 5, b"{}", [(hand.id, hand.epoch)]))
+    await assert_refused_whole(bus, key, lambda: beat(bus, owner, tasks.room(5), b"{}", [(hand.id, hand.epoch)]))
 
 
 async def test_spoiled_task_is_fenced_and_the_leases_of_the_others_are_renewed(bus: Bus) -> None:
@@ -128,5 +128,5 @@ async def test_spoiled_task_is_fenced_and_the_leases_of_the_others_are_renewed(b
     await bus.commands.call("ZADD", SHARD.leases, 1, good.id)
     await spoil(bus, SHARD.task(spoiled.id))
     held = [(spoiled.id, spoiled.epoch), (good.id, good.epoch)]
-    assert await beat(bus, owner, 4, b"{}", held) == {spoiled.id: "fenced"}
+    assert await beat(bus, owner, tasks.room(4), b"{}", held) == {spoiled.id: "fenced"}
     assert await lease_left_ms(bus, good.id) > 0

@@ -123,7 +123,7 @@ async def test_of_two_attempts_only_the_later_one_ends_the_task(bus: Bus) -> Non
     first = await tasks.running(bus, owner)
     await bus.commands.call("ZADD", SHARD.leases, 1, first.id)
     await reap(bus, SHARD, tasks.LIMITS)
-    await dispatch(bus, SHARD, tasks.LIMITS)
+    await dispatch(bus, SHARD, tasks.CONFIG)
     (second,) = await tasks.hands(bus, owner)
     await start(bus, owner, [second])
     page = [ending(first, 1, 1), ending(second, 1, 1, attempt=2)]
@@ -143,7 +143,7 @@ async def test_only_a_task_with_a_reply_stream_enters_the_outbox(bus: Bus) -> No
 async def test_freed_slot_wakes_the_scheduler_when_somebody_waits(bus: Bus) -> None:
     owner = await tasks.worker(bus, slots=2)
     first, second = [await tasks.running(bus, owner) for _ in range(2)]
-    await admit(bus, SHARD, [Arrival("", entry) for entry, _ in await tasks.entries(bus, SHARD.arrivals)])
+    await admit(bus, SHARD, tasks.LIMITS, [Arrival("", entry) for entry, _ in await tasks.entries(bus, SHARD.arrivals)])
     await finish_one(bus, owner, ending(first, 1, 0))
     assert await tasks.wakes(bus) == []
     await tasks.admitted(bus)
@@ -180,7 +180,8 @@ async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, kind: str) -
         "work": SHARD.work("w1"),
         "outbox": SHARD.outbox,
         "in": SHARD.arrivals,
-        "backlog": SHARD.backlogs[2],
+        "backlog": tasks.BACKLOGS[1],
+        "turns": SHARD.turns[2],
     }[kind]
     await assert_refused_whole(bus, key, lambda: finish(bus, owner, [ending(hand, 1, 1)]))
 

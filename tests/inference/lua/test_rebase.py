@@ -20,7 +20,7 @@ async def second_attempt(bus: Bus, chunks: int = 2) -> tuple[Owner, Hand]:
         await emit_one(bus, owner, emission(hand, 1, chunks))
     await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
     await reap(bus, SHARD, LIMITS)
-    assert (await dispatch(bus, SHARD, LIMITS)).handed_out == 1
+    assert (await dispatch(bus, SHARD, tasks.CONFIG)).handed_out == 1
     (again,) = await tasks.hands(bus, owner)
     (verdict,) = await start(bus, owner, [again])
     assert isinstance(verdict, Running)
@@ -91,7 +91,7 @@ async def test_next_attempt_goes_on_behind_what_this_one_stands_on(bus: Bus) -> 
     await emit_one(bus, owner, emission(hand, 1, 1, attempt=2))
     await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
     await reap(bus, SHARD, LIMITS)
-    await dispatch(bus, SHARD, replace(LIMITS, crashes=9))
+    await dispatch(bus, SHARD, replace(tasks.CONFIG, limits=replace(LIMITS, crashes=9)))
     (again,) = await tasks.hands(bus, owner)
     (verdict,) = await start(bus, owner, [again])
     assert isinstance(verdict, Running)

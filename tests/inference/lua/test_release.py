@@ -24,7 +24,7 @@ def given_up(hand: Hand, first: int, last: int, *, charge: str = "none", why: st
     tail = tasks.chunks_event(first, last) if first <= last else b""
     finished = tasks.finished_event(last, state=State.FAILED)
     return Release(
-        hand.id, hand.epoch, hand.entry, first, last, tail, b"", charge, why, 500, 503, b'{"no":1}', finished
+        hand.id, hand.epoch, hand.entry, first, last, tail, b"", 20, charge, why, 500, 503, b'{"no":1}', finished
     )
 
 
@@ -39,7 +39,7 @@ async def history(bus: Bus, id: str) -> list[Attempt]:
 
 
 async def run_again(bus: Bus, owner: Owner) -> Hand:
-    assert (await dispatch(bus, SHARD, LIMITS)).handed_out == 1
+    assert (await dispatch(bus, SHARD, tasks.CONFIG)).handed_out == 1
     (hand,) = await tasks.hands(bus, owner)
     await start(bus, owner, [hand])
     return hand
@@ -63,7 +63,7 @@ async def test_drained_task_waits_at_its_old_place_uncharged_with_what_it_has_ma
         "0",
     )
     assert not {"owner", "worker"} & hash.keys()
-    assert (await bus.commands.call("ZSCORE", SHARD.backlogs[1], hand.id)).decode() == hash["created_at_ms"]
+    assert (await bus.commands.call("ZSCORE", tasks.BACKLOGS[1], hand.id)).decode() == hash["created_at_ms"]
     log = [decode_event(fields[b"e"]) for _, fields in await tasks.entries(bus, SHARD.log(hand.id))]
     assert [(event.first, event.last) for event in log if isinstance(event, Chunks)] == [(1, 2), (3, 4)]
     assert await bus.commands.call("EXISTS", SHARD.leases) == 0
@@ -94,9 +94,10 @@ async def test_failed_task_is_tried_again_later_with_jitter_below_a_doubling_pau
         due_ms = int(await bus.commands.call("ZSCORE", SHARD.later, hand.id))
         assert before_ms + most_ms // 2 <= due_ms <= await now_ms(bus) + most_ms // 2
         assert (await tasks.fields(bus, hand.id))["failures"] == str(failures)
-        assert await bus.commands.call("EXISTS", *SHARD.backlogs) == 0
+        assert await bus.commands.call("EXISTS", *tasks.BACKLOGS) == 0
         await bus.commands.call("ZADD", SHARD.later, 1, hand.id)
         await due(bus, SHARD, LIMITS)
+        await tasks.admit_all(bus)
         hand = await run_again(bus, owner)
 
 
@@ -168,7 +169,7 @@ async def test_repeat_is_fenced_and_moves_nothing(bus: Bus) -> None:
     before = await tasks.fields(bus, one.id)
     assert await release_one(bus, owner, one) == "fenced"
     assert await tasks.fields(bus, one.id) == before
-    assert await bus.commands.call("ZCARD", SHARD.backlogs[1]) == 1
+    assert await bus.commands.call("ZCARD", tasks.BACKLOGS[1]) == 1
 
 
 async def test_rival_nonce_is_fenced(bus: Bus) -> None:
@@ -219,7 +220,7 @@ async def test_spoiled_log_is_named_and_the_others_are_given_up(bus: Bus) -> Non
 
 @pytest.mark.keeps_keys
 @pytest.mark.parametrize(
-    "key", [SHARD.work("w1"), SHARD.arrivals, SHARD.leases, SHARD.later, SHARD.dead, *SHARD.backlogs]
+    "key", [SHARD.work("w1"), SHARD.arrivals, SHARD.leases, SHARD.later, SHARD.dead, *SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held, tasks.BACKLOGS[1]]
 )
 async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str) -> None:
     owner = await tasks.worker(bus)

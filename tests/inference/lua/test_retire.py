@@ -15,7 +15,7 @@ from tests.support.tasks import SHARD
 
 
 async def waiting(bus: Bus) -> list[bytes]:
-    return list(await bus.commands.call("ZRANGE", SHARD.backlogs[1], 0, -1))
+    return list(await bus.commands.call("ZRANGE", tasks.BACKLOGS[1], 0, -1))
 
 
 async def test_idle_worker_is_forgotten(bus: Bus) -> None:
@@ -32,7 +32,7 @@ async def test_unstarted_task_waits_again_at_its_old_place_uncharged(bus: Bus) -
     hash = await tasks.fields(bus, hand.id)
     assert (hash["state"], hash["epoch"], hash["crashes"], hash["failures"]) == ("pending", "2", "0", "0")
     assert "history" not in hash, "it was no attempt"
-    assert (await bus.commands.call("ZSCORE", SHARD.backlogs[1], hand.id)).decode() == hash["created_at_ms"]
+    assert (await bus.commands.call("ZSCORE", tasks.BACKLOGS[1], hand.id)).decode() == hash["created_at_ms"]
     assert await tasks.wakes(bus) == [b"retire"]
 
 
@@ -58,11 +58,11 @@ async def test_worker_is_known_without_slots_as_long_as_it_holds_anything(bus: B
     """Else, if it were killed now, nobody would look at its stream."""
     owner = await tasks.worker(bus, slots=4)
     await tasks.running(bus, owner)
-    beat_ms, _, rest = (await bus.commands.call("HGET", SHARD.workers, owner.worker)).split(b" ", 2)
+    beat_ms, *_, rest = (await bus.commands.call("HGET", SHARD.workers, owner.worker)).split(b" ", 4)
     assert await retire(bus, owner, running=False) == Retired(0, 1)
-    assert await bus.commands.call("HGET", SHARD.workers, owner.worker) == b" ".join((beat_ms, b"0", rest))
+    assert await bus.commands.call("HGET", SHARD.workers, owner.worker) == b" ".join((beat_ms, b"0 0 0", rest))
     await tasks.admitted(bus)
-    assert await dispatch(bus, SHARD, tasks.LIMITS) == Dispatched(0, 1, 0)
+    assert await dispatch(bus, SHARD, tasks.CONFIG) == Dispatched(0, 1, 0)
     assert await retire(bus, owner, running=True) == Retired(1, 0)
     assert await bus.commands.call("EXISTS", SHARD.workers, SHARD.work(owner.worker)) == 0
 
@@ -128,7 +128,7 @@ async def test_other_worker_gets_the_task_and_the_old_entry_is_stale(bus: Bus) -
     hand = await tasks.handed(bus, owner)
     await retire(bus, owner, running=True)
     other = await tasks.worker(bus, "w2")
-    assert (await dispatch(bus, SHARD, tasks.LIMITS)).handed_out == 1
+    assert (await dispatch(bus, SHARD, tasks.CONFIG)).handed_out == 1
     (again,) = await tasks.hands(bus, other)
     assert await start(bus, owner, [hand]) == ["stale"]
     (run,) = await start(bus, other, [again])
@@ -164,7 +164,8 @@ async def test_stopped_task_that_cannot_be_told_of_is_left_to_its_lease_and_the_
 @pytest.mark.parametrize(
     "key",
     [
-        *(SHARD.work("w1"), SHARD.workers, SHARD.suspects, SHARD.leases, SHARD.arrivals, *SHARD.backlogs),
+        *(SHARD.work("w1"), SHARD.workers, SHARD.suspects, SHARD.leases, SHARD.arrivals),
+        *(*SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held),
         *(SHARD.expiry, SHARD.attached, SHARD.later, SHARD.dead),
     ],
 )

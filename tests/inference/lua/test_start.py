@@ -79,7 +79,7 @@ async def test_ended_and_unknown_tasks_are_stale(bus: Bus) -> None:
 async def lose(bus: Bus, id: str) -> None:
     await bus.commands.call("ZADD", SHARD.leases, 1, id)
     assert (await reap(bus, SHARD, tasks.LIMITS)).running == 1
-    assert (await dispatch(bus, SHARD, tasks.LIMITS)).handed_out == 1
+    assert (await dispatch(bus, SHARD, tasks.CONFIG)).handed_out == 1
 
 
 async def test_second_attempt_is_told_what_the_first_published_and_numbers_go_on(bus: Bus) -> None:

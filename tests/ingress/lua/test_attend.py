@@ -15,7 +15,7 @@ from tests.support.tasks import CONFIG, LIMITS, SHARD
 async def attached(bus: Bus) -> str:
     made = tasks.item(attached=True)
     assert list(await submit(bus, SHARD, CONFIG, [made])) == ["new"]
-    return made[0].id
+    return made.id
 
 
 async def attend(bus: Bus, *ids: str) -> int:

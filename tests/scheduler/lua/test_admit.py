@@ -16,7 +16,7 @@ async def test_new_task_is_queued_in_its_lane_by_its_time(bus: Bus, lane: Lane) 
     id = await tasks.submitted(bus, lane=lane)
     assert await tasks.admit_all(bus) == ["queued"]
     created_at_ms = (await tasks.fields(bus, id))["created_at_ms"]
-    backlog = SHARD.backlogs[lane.priority]
+    backlog = tasks.BACKLOGS[lane.priority]
     assert await bus.commands.call("ZRANGE", backlog, 0, -1, "WITHSCORES") == [id.encode(), created_at_ms.encode()]
 
 
@@ -29,9 +29,9 @@ async def test_arrival_is_cleared_and_nothing_stays_pending(bus: Bus) -> None:
 async def test_repeat_answers_the_same_and_writes_nothing(bus: Bus) -> None:
     await tasks.submitted(bus)
     page = await tasks.arrivals(bus)
-    assert await admit(bus, SHARD, page) == ["queued"]
+    assert await admit(bus, SHARD, tasks.LIMITS, page) == ["queued"]
     before = await snapshot(bus)
-    assert await admit(bus, SHARD, page) == ["queued"]
+    assert await admit(bus, SHARD, tasks.LIMITS, page) == ["queued"]
     assert await snapshot(bus) == before
 
 
@@ -42,18 +42,18 @@ async def test_every_kind_of_arrival_has_its_verdict(bus: Bus) -> None:
     busy = await tasks.running(bus, owner)
     ids = [given.id, done.id, busy.id, tasks.new_id(), ""]
     page = [Arrival(id, f"1-{n}".encode()) for n, id in enumerate(ids, 1)]
-    assert await admit(bus, SHARD, page) == ["handed out", "completed", "processing", "missing", "wake"]
-    assert [await bus.commands.call("ZCARD", key) for key in SHARD.backlogs] == [0, 0, 0]
+    assert await admit(bus, SHARD, tasks.LIMITS, page) == ["handed out", "completed", "processing", "missing", "wake"]
+    assert [await bus.commands.call("ZCARD", key) for key in tasks.BACKLOGS] == [0, 0, 0]
 
 
 async def test_late_repeat_does_not_queue_what_was_handed_out_meanwhile(bus: Bus) -> None:
     await tasks.worker(bus)
     await tasks.submitted(bus)
     page = [arrival for arrival in await tasks.arrivals(bus) if arrival.id]
-    await admit(bus, SHARD, page)
-    await dispatch(bus, SHARD, tasks.LIMITS)
-    assert await admit(bus, SHARD, page) == ["handed out"]
-    assert await dispatch(bus, SHARD, tasks.LIMITS) == Dispatched(0, 0, 3)
+    await admit(bus, SHARD, tasks.LIMITS, page)
+    await dispatch(bus, SHARD, tasks.CONFIG)
+    assert await admit(bus, SHARD, tasks.LIMITS, page) == ["handed out"]
+    assert await dispatch(bus, SHARD, tasks.CONFIG) == Dispatched(0, 0, 3)
 
 
 async def test_late_repeat_does_not_move_a_task_that_was_taken_back(bus: Bus) -> None:
@@ -61,9 +61,9 @@ async def test_late_repeat_does_not_move_a_task_that_was_taken_back(bus: Bus) ->
     hand = await tasks.running(bus, owner)
     await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
     await reap(bus, SHARD, tasks.LIMITS)
-    before = await bus.commands.call("ZRANGE", SHARD.backlogs[1], 0, -1, "WITHSCORES")
-    assert await admit(bus, SHARD, [Arrival(hand.id, b"1-1")]) == ["handed out"]
-    assert await bus.commands.call("ZRANGE", SHARD.backlogs[1], 0, -1, "WITHSCORES") == before
+    before = await bus.commands.call("ZRANGE", tasks.BACKLOGS[1], 0, -1, "WITHSCORES")
+    assert await admit(bus, SHARD, tasks.LIMITS, [Arrival(hand.id, b"1-1")]) == ["queued"]
+    assert await bus.commands.call("ZRANGE", tasks.BACKLOGS[1], 0, -1, "WITHSCORES") == before
 
 
 @pytest.mark.keeps_keys
@@ -78,12 +78,12 @@ async def test_spoiled_task_is_named_cleared_and_stops_nobody(bus: Bus) -> None:
 async def test_wrong_type_of_a_backlog_keeps_the_arrival(bus: Bus) -> None:
     await tasks.submitted(bus)
     page = await tasks.arrivals(bus)
-    await assert_refused_whole(bus, SHARD.backlogs[1], lambda: admit(bus, SHARD, page))
-    await bus.commands.call("DEL", SHARD.backlogs[1])
-    assert await admit(bus, SHARD, page) == ["queued"]
+    await assert_refused_whole(bus, tasks.BACKLOGS[1], lambda: admit(bus, SHARD, tasks.LIMITS, page))
+    await bus.commands.call("DEL", tasks.BACKLOGS[1])
+    assert await admit(bus, SHARD, tasks.LIMITS, page) == ["queued"]
 
 
 @pytest.mark.keeps_keys
 async def test_wrong_type_of_in_is_named_and_nothing_is_written(bus: Bus) -> None:
     id = await tasks.submitted(bus)
-    await assert_refused_whole(bus, SHARD.arrivals, lambda: admit(bus, SHARD, [Arrival(id, b"1-1")]))
+    await assert_refused_whole(bus, SHARD.arrivals, lambda: admit(bus, SHARD, tasks.LIMITS, [Arrival(id, b"1-1")]))

@@ -25,13 +25,13 @@ async def attached(bus: Bus) -> str:
     made = tasks.item(attached=True)
     assert list(await submit(bus, SHARD, CONFIG, [made])) == ["new"]
     await tasks.admit_all(bus)
-    return made[0].id
+    return made.id
 
 
 async def later(bus: Bus) -> str:
     """A retry whose time has not come."""
     id = await tasks.admitted(bus)
-    await bus.commands.call("ZREM", SHARD.backlogs[1], id)
+    await bus.commands.call("ZREM", tasks.BACKLOGS[1], id)
     await bus.commands.call("ZADD", SHARD.later, 10**15, id)
     return id
 
@@ -56,7 +56,7 @@ async def test_waiting_task_past_its_deadline_expires(bus: Bus) -> None:
     assert isinstance(finished, Finished)
     assert finished.error is not None
     assert finished.error.code == "task_expired"
-    assert await bus.commands.call("EXISTS", *SHARD.backlogs, SHARD.expiry) == 0
+    assert await bus.commands.call("EXISTS", *tasks.BACKLOGS, SHARD.expiry) == 0
     assert len(await tasks.entries(bus, SHARD.outbox)) == 1
 
 
@@ -81,7 +81,7 @@ async def test_worker_of_a_running_task_is_told_to_stop(bus: Bus) -> None:
     await lapse(bus, SHARD.attached, left.id)
     assert await due(bus, SHARD, LIMITS) == Due(0, 0, 2, 0)
     held = [(hand.id, hand.epoch) for hand in (expiring, left)]
-    assert await beat(bus, owner, 4, b"{}", held) == {expiring.id: "expired", left.id: "cancelled"}
+    assert await beat(bus, owner, tasks.room(4), b"{}", held) == {expiring.id: "expired", left.id: "cancelled"}
     assert (await tasks.fields(bus, expiring.id))["state"] == "processing"
 
 
@@ -106,14 +106,14 @@ async def test_what_was_asked_first_is_how_it_ends(bus: Bus) -> None:
     assert (await tasks.fields(bus, hand.id))["stop"] == "cancelled"
 
 
-async def test_retry_that_is_due_waits_at_its_old_place_and_the_scheduler_wakes(bus: Bus) -> None:
+async def test_retry_that_is_due_arrives_again_and_waits_at_its_old_place(bus: Bus) -> None:
     id = await later(bus)
     await lapse(bus, SHARD.later, id)
     assert await due(bus, SHARD, LIMITS) == Due(0, 0, 0, 1)
-    score = await bus.commands.call("ZSCORE", SHARD.backlogs[1], id)
+    assert await tasks.admit_all(bus) == ["queued"]
+    score = await bus.commands.call("ZSCORE", tasks.BACKLOGS[1], id)
     assert score.decode() == (await tasks.fields(bus, id))["created_at_ms"]
     assert await bus.commands.call("EXISTS", SHARD.later) == 0
-    assert await tasks.wakes(bus) == [b"due"]
 
 
 async def test_retry_that_expires_at_the_same_time_only_expires(bus: Bus) -> None:
@@ -121,7 +121,7 @@ async def test_retry_that_expires_at_the_same_time_only_expires(bus: Bus) -> Non
     await lapse(bus, SHARD.later, id)
     await lapse(bus, SHARD.expiry, id)
     assert await due(bus, SHARD, LIMITS) == Due(1, 0, 0, 0)
-    assert await bus.commands.call("EXISTS", SHARD.later, *SHARD.backlogs) == 0
+    assert await bus.commands.call("EXISTS", SHARD.later, *tasks.BACKLOGS) == 0
 
 
 async def test_tasks_that_have_ended_or_gone_are_only_forgotten(bus: Bus) -> None:
@@ -133,7 +133,7 @@ async def test_tasks_that_have_ended_or_gone_are_only_forgotten(bus: Bus) -> Non
     before = await tasks.fields(bus, hand.id)
     assert await due(bus, SHARD, LIMITS) == NOTHING
     assert await tasks.fields(bus, hand.id) == before
-    assert await bus.commands.call("EXISTS", SHARD.expiry, SHARD.attached, SHARD.later, *SHARD.backlogs) == 0
+    assert await bus.commands.call("EXISTS", SHARD.expiry, SHARD.attached, SHARD.later, *tasks.BACKLOGS) == 0
 
 
 async def test_rivals_end_a_task_once(bus: Bus) -> None:
@@ -166,7 +166,7 @@ async def test_task_with_a_spoiled_log_waits_and_the_others_end(bus: Bus) -> Non
 
 @pytest.mark.keeps_keys
 @pytest.mark.parametrize(
-    "key", [SHARD.expiry, SHARD.attached, SHARD.later, SHARD.leases, SHARD.arrivals, *SHARD.backlogs]
+    "key", [SHARD.expiry, SHARD.attached, SHARD.later, SHARD.leases, SHARD.arrivals, *SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held]
 )
 async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str) -> None:
     await lapse(bus, SHARD.expiry, await tasks.admitted(bus))

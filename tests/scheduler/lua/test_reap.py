@@ -31,7 +31,7 @@ async def silence(bus: Bus, owner: Owner) -> None:
 
 
 async def waiting(bus: Bus) -> list[bytes]:
-    return list(await bus.commands.call("ZRANGE", SHARD.backlogs[1], 0, -1))
+    return list(await bus.commands.call("ZRANGE", tasks.BACKLOGS[1], 0, -1))
 
 
 async def test_nothing_to_reap_writes_nothing(bus: Bus) -> None:
@@ -55,7 +55,7 @@ async def test_running_task_without_lease_waits_again_at_its_old_place(bus: Bus)
     (attempt,) = [json.loads(line) for line in hash["history"].splitlines()]
     assert (attempt["attempt"], attempt["worker"], attempt["why"], attempt["last"]) == (1, owner.worker, "lost", 0)
     assert int(hash["started_at_ms"]) == attempt["started_at_ms"] <= attempt["ended_at_ms"]
-    score = await bus.commands.call("ZSCORE", SHARD.backlogs[1], hand.id)
+    score = await bus.commands.call("ZSCORE", tasks.BACKLOGS[1], hand.id)
     assert score.decode() == hash["created_at_ms"]
     assert await bus.commands.call("ZCARD", SHARD.leases) == 0
     assert await tasks.wakes(bus) == [b"reap"]
@@ -77,7 +77,7 @@ async def lose_workers(bus: Bus, times: int) -> Hand:
     for _ in range(times):
         await lose_lease(bus, hand)
         assert (await reap(bus, SHARD, tasks.LIMITS)).running == 1
-        assert (await dispatch(bus, SHARD, tasks.LIMITS)).handed_out == 1
+        assert (await dispatch(bus, SHARD, tasks.CONFIG)).handed_out == 1
         (hand,) = await tasks.hands(bus, owner)
         await start(bus, owner, [hand])
     await lose_lease(bus, hand)
@@ -108,7 +108,7 @@ async def test_task_that_kills_too_many_workers_is_quarantined_as_a_dead_letter(
     assert isinstance(end, Finished)
     assert (end.attempt, end.state, end.error and end.error.code) == (3, "failed", "task_quarantined")
     assert [entry for _, entry in await tasks.entries(bus, SHARD.outbox)] == [{b"t": hand.id.encode()}]
-    assert await bus.commands.call("EXISTS", SHARD.leases, SHARD.expiry, *SHARD.backlogs) == 0
+    assert await bus.commands.call("EXISTS", SHARD.leases, SHARD.expiry, *tasks.BACKLOGS) == 0
     assert await reap(bus, SHARD, tasks.LIMITS) == NOTHING
     assert len(await tasks.entries(bus, SHARD.dead)) == 1
 
@@ -144,7 +144,7 @@ async def test_worker_that_wakes_up_changes_nothing_and_frees_its_slot(bus: Bus)
     await lose_lease(bus, hand)
     await reap(bus, SHARD, tasks.LIMITS)
     before = await tasks.fields(bus, hand.id)
-    assert await beat(bus, owner, 4, b"{}", [(hand.id, hand.epoch)]) == {hand.id: "fenced"}
+    assert await beat(bus, owner, tasks.room(4), b"{}", [(hand.id, hand.epoch)]) == {hand.id: "fenced"}
     assert await tasks.emit_one(bus, owner, tasks.emission(hand, 1, 1)) == "fenced"
     assert await tasks.finish_one(bus, owner, tasks.ending(hand, 1, 1)) == "fenced"
     assert await tasks.fields(bus, hand.id) == before
@@ -161,7 +161,7 @@ async def test_unstarted_tasks_of_a_silent_worker_go_to_another_one_uncharged(bu
     hash = await tasks.fields(bus, hand.id)
     assert hash["crashes"] == "0"
     assert "history" not in hash, "it was no attempt"
-    assert (await dispatch(bus, SHARD, tasks.LIMITS)).handed_out == 1
+    assert (await dispatch(bus, SHARD, tasks.CONFIG)).handed_out == 1
     (again,) = await tasks.hands(bus, other)
     assert (again.id, again.epoch) == (hand.id, hand.epoch + 2)
     assert await start(bus, lost, [hand]) == ["stale"]
@@ -238,7 +238,8 @@ async def test_task_that_cannot_be_told_of_keeps_its_lease_until_it_can(bus: Bus
 @pytest.mark.parametrize(
     "key",
     [
-        *(SHARD.leases, SHARD.workers, SHARD.suspects, SHARD.arrivals, *SHARD.backlogs),
+        *(SHARD.leases, SHARD.workers, SHARD.suspects, SHARD.arrivals),
+        *(*SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held),
         *(SHARD.expiry, SHARD.attached, SHARD.later, SHARD.dead),
     ],
 )

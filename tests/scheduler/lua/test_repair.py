@@ -19,7 +19,7 @@ async def test_tasks_in_their_places_are_well_and_nothing_is_written(bus: Bus) -
     owner = await tasks.worker(bus)
     hand = await tasks.running(bus, owner)
     waiting, retried = [await tasks.admitted(bus) for _ in range(2)]
-    await bus.commands.call("ZREM", SHARD.backlogs[1], retried)
+    await bus.commands.call("ZREM", tasks.BACKLOGS[1], retried)
     await bus.commands.call("ZADD", SHARD.later, 10**15, retried)
     before = await snapshot(bus)
     for verdict_before in ("", "0", "1"):
@@ -30,7 +30,7 @@ async def test_tasks_in_their_places_are_well_and_nothing_is_written(bus: Bus) -
 
 async def test_first_look_at_a_task_that_is_nowhere_only_tells_its_epoch(bus: Bus) -> None:
     id = await tasks.admitted(bus)
-    await bus.commands.call("ZREM", SHARD.backlogs[1], id)
+    await bus.commands.call("ZREM", tasks.BACKLOGS[1], id)
     before = await snapshot(bus)
     assert [await look(bus, id), await look(bus, id, "7")] == ["0", "0"]
     assert await snapshot(bus) == before
@@ -38,11 +38,11 @@ async def test_first_look_at_a_task_that_is_nowhere_only_tells_its_epoch(bus: Bu
 
 async def test_waiting_task_that_is_nowhere_waits_again_at_its_old_place(bus: Bus) -> None:
     id = await tasks.admitted(bus)
-    await bus.commands.call("ZREM", SHARD.backlogs[1], id)
+    await bus.commands.call("ZREM", tasks.BACKLOGS[1], id)
     assert await look(bus, id, "0") == "repaired"
     hash = await tasks.fields(bus, id)
     assert (hash["state"], hash["epoch"]) == ("pending", "1")
-    assert (await bus.commands.call("ZSCORE", SHARD.backlogs[1], id)).decode() == hash["created_at_ms"]
+    assert (await bus.commands.call("ZSCORE", tasks.BACKLOGS[1], id)).decode() == hash["created_at_ms"]
     assert await look(bus, id, "0") == "well"
 
 
@@ -52,7 +52,7 @@ async def test_task_that_is_still_in_a_workers_stream_is_stale_there_after_the_r
     assert await look(bus, hand.id) == "1"
     assert await look(bus, hand.id, "1") == "repaired"
     assert await start(bus, owner, [hand]) == ["stale"]
-    assert (await dispatch(bus, SHARD, LIMITS)).handed_out == 1
+    assert (await dispatch(bus, SHARD, tasks.CONFIG)).handed_out == 1
 
 
 async def test_task_that_moved_between_the_looks_is_left_alone(bus: Bus) -> None:
@@ -66,8 +66,8 @@ async def test_task_that_moved_between_the_looks_is_left_alone(bus: Bus) -> None
 async def test_arrival_that_was_repaired_is_not_admitted_twice(bus: Bus) -> None:
     id = await tasks.submitted(bus)
     assert await look(bus, id, "0") == "repaired"
-    assert await tasks.admit_all(bus) == ["handed out"]
-    assert await bus.commands.call("ZCARD", SHARD.backlogs[1]) == 1
+    assert await tasks.admit_all(bus) == ["queued"]
+    assert await bus.commands.call("ZCARD", tasks.BACKLOGS[1]) == 1
 
 
 async def test_running_task_without_lease_is_taken_back_by_the_next_reap(bus: Bus) -> None:
@@ -95,14 +95,14 @@ async def test_tasks_that_have_ended_or_gone_leave_the_index(bus: Bus) -> None:
 async def test_spoiled_task_leaves_the_index_and_the_others_are_repaired(bus: Bus) -> None:
     spoiled, good = [await tasks.admitted(bus) for _ in range(2)]
     await spoil(bus, SHARD.task(spoiled))
-    await bus.commands.call("ZREM", SHARD.backlogs[1], good)
+    await bus.commands.call("ZREM", tasks.BACKLOGS[1], good)
     assert await repair(bus, SHARD, LIMITS, [Look(spoiled, "0"), Look(good, "0")]) == ["repaired", "repaired"]
     assert await bus.commands.call("ZRANGE", SHARD.expiry, 0, -1) == [good.encode()]
 
 
 @pytest.mark.keeps_keys
-@pytest.mark.parametrize("key", [SHARD.expiry, SHARD.leases, SHARD.later, *SHARD.backlogs])
+@pytest.mark.parametrize("key", [SHARD.expiry, SHARD.leases, SHARD.later, *SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held])
 async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str) -> None:
     id = await tasks.admitted(bus)
-    await bus.commands.call("ZREM", SHARD.backlogs[1], id)
+    await bus.commands.call("ZREM", tasks.BACKLOGS[1], id)
     await assert_refused_whole(bus, key, lambda: repair(bus, SHARD, LIMITS, [Look(id, "0")]))

@@ -72,10 +72,10 @@ async def test_subscriber_of_a_task_that_is_not_submitted_yet_misses_nothing(
 ) -> None:
     made = tasks.item(session="s1")
     sink = Recorder()
-    Subscription(bus, tail, made[0].id, sink).open_new()
+    Subscription(bus, tail, made.id, sink).open_new()
     await submit(bus, SHARD, tasks.CONFIG, [made])
     await tasks.admit_all(bus)
-    await dispatch(bus, SHARD, tasks.LIMITS)
+    await dispatch(bus, SHARD, tasks.CONFIG)
     (hand,) = await tasks.hands(bus, owner)
     await start(bus, owner, [hand])
     await publish(bus, owner, hand, upto=3)
@@ -268,7 +268,7 @@ async def test_new_attempt_says_reset_between_the_outputs(bus: Bus, tail: Tail, 
     await wait_until(lambda: sinks[0].live, "the first is live")
     await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
     await reap(bus, SHARD, tasks.LIMITS)
-    await dispatch(bus, SHARD, tasks.LIMITS)
+    await dispatch(bus, SHARD, tasks.CONFIG)
     (again,) = await tasks.hands(bus, owner)
     await start(bus, owner, [again])
     assert await rebase(bus, owner, again, attempt=2, behind=0) == "ok"
@@ -306,7 +306,7 @@ async def test_ended_subscription_leaves_the_tail(bus: Bus, tail: Tail, owner: O
 async def test_a_gap_before_the_task_is_submitted_does_not_make_it_unknown(bus: Bus, tail: Tail) -> None:
     """Ingress listens, then submits; a reader that rejoined in between once answered 404 for a task that was accepted."""
     sink = Recorder()
-    subscription = Subscription(bus, tail, tasks.item()[0].id, sink)
+    subscription = Subscription(bus, tail, tasks.item().id, sink)
     subscription.open_new()
     subscription.on_gap()
     await wait_until(lambda: sink.live, "live again")

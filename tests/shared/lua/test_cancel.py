@@ -33,14 +33,14 @@ async def test_waiting_task_ends_with_event_reply_and_expiry(bus: Bus) -> None:
     assert (await tasks.entries(bus, SHARD.bus(0)))[-1][0] == entry
     assert [fields[b"t"].decode() for _, fields in await tasks.entries(bus, SHARD.outbox)] == [id]
     assert 0 < await tasks.ttl_ms(bus, SHARD.task(id)) <= LIMITS.results_kept_s * 1000
-    assert await bus.commands.call("EXISTS", *SHARD.backlogs, SHARD.expiry) == 0
+    assert await bus.commands.call("EXISTS", *tasks.BACKLOGS, SHARD.expiry) == 0
 
 
 async def test_task_that_has_not_been_admitted_is_passed_over_by_admit(bus: Bus) -> None:
     id = await tasks.submitted(bus)
     assert await cancel_one(bus, id) == "cancelled"
     assert await tasks.admit_all(bus) == ["cancelled"]
-    assert await bus.commands.call("EXISTS", *SHARD.backlogs) == 0
+    assert await bus.commands.call("EXISTS", *tasks.BACKLOGS) == 0
 
 
 async def test_task_that_was_handed_out_is_stale_for_its_worker(bus: Bus) -> None:
@@ -53,7 +53,7 @@ async def test_task_that_was_handed_out_is_stale_for_its_worker(bus: Bus) -> Non
 
 async def test_retry_that_waits_for_its_time_ends(bus: Bus) -> None:
     id = await tasks.admitted(bus)
-    await bus.commands.call("ZREM", SHARD.backlogs[1], id)
+    await bus.commands.call("ZREM", tasks.BACKLOGS[1], id)
     await bus.commands.call("ZADD", SHARD.later, 1, id)
     assert await cancel_one(bus, id) == "cancelled"
     assert await bus.commands.call("EXISTS", SHARD.later) == 0
@@ -67,7 +67,7 @@ async def test_worker_of_a_running_task_is_told_once_by_its_stream_and_again_by_
     told = [fields for _, fields in await tasks.entries(bus, SHARD.work(owner.worker)) if b"stop" in fields]
     assert told == [{b"t": hand.id.encode(), b"stop": b"cancelled"}]
     for _ in range(2):
-        assert await beat(bus, owner, 4, b"{}", [(hand.id, hand.epoch)]) == {hand.id: "cancelled"}
+        assert await beat(bus, owner, tasks.room(4), b"{}", [(hand.id, hand.epoch)]) == {hand.id: "cancelled"}
     assert (await tasks.fields(bus, hand.id))["state"] == "processing"
 
 
@@ -121,7 +121,7 @@ async def test_second_cancel_and_a_rival_write_one_end(bus: Bus) -> None:
 async def test_rival_dispatch_hands_out_or_finds_nothing(bus: Bus) -> None:
     owner = await tasks.worker(bus)
     id = await tasks.admitted(bus)
-    verdict, handed = await asyncio.gather(cancel_one(bus, id), dispatch(bus, SHARD, LIMITS))
+    verdict, handed = await asyncio.gather(cancel_one(bus, id), dispatch(bus, SHARD, tasks.CONFIG))
     assert (verdict, handed.handed_out) == ("cancelled", 0)
     assert await tasks.hands(bus, owner) == []
 
@@ -143,7 +143,7 @@ async def test_spoiled_task_is_named_and_the_others_are_cancelled(bus: Bus) -> N
 
 @pytest.mark.keeps_keys
 @pytest.mark.parametrize(
-    "key", [SHARD.leases, SHARD.expiry, SHARD.attached, SHARD.later, *SHARD.backlogs, SHARD.outbox, SHARD.bus(0)]
+    "key", [SHARD.leases, SHARD.expiry, SHARD.attached, SHARD.later, *SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held, tasks.BACKLOGS[1], SHARD.outbox, SHARD.bus(0)]
 )
 async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str) -> None:
     id = await tasks.admitted(bus, reply_to="orders")

@@ -1,0 +1,124 @@
+-- eta: how many tasks are expected to start before one that waits, and when it starts itself. An estimate of a few look-ups,
+-- whatever the number of tasks: lanes are taken for fluids that share the slots, tenants of a lane for equals in size.
+-- tests/support/eta.py is the same model as pure code.
+-- NEEDS clock; base (of the shard's keys).
+local ETA_LANES = {'interactive', 'normal', 'batch'}
+local ETA_LANE = {interactive = 1, normal = 2, batch = 3}
+-- As in turns.lua: the time over which a pace is forgotten.
+local ETA_PACE_MS = 30000
+-- A lane with fewer waiting tasks than it starts in so many seconds keeps up: its pace is that of what comes, and goes on.
+-- With more of them it is the pace that its share permits, and ends with them.
+local ETA_KEEPS_UP_S = 2
+
+-- What is true of the whole shard: `slots` of live workers (three numbers: of all lanes, of normal and batch together, of
+-- batch), paces and mean runs.
+local function eta_shard(slots)
+  local fair = redis.call('HMGET', base .. 'fair', 'slots', 'share:interactive', 'share:normal', 'share:batch',
+    'run_ms:interactive', 'run_ms:normal', 'run_ms:batch', 'pace:interactive', 'pace:normal', 'pace:batch')
+  local all, normal, batch = string.match(slots or fair[1] or '', '^(%d+) ?(%d*) ?(%d*)')
+  local shard = {slots = tonumber(all) or 0, limits = {nil, tonumber(normal), tonumber(batch)}, shares = {},
+    runs = {}, paces = {}}
+  local any_run = fair[5] or fair[6] or fair[7]
+  for i = 1, 3 do
+    local rate, at_ms = string.match(fair[7 + i] or '', '^(%S+) (%S+)$')
+    shard.shares[i] = tonumber(fair[1 + i]) or 1
+    local run_ms = tonumber(fair[4 + i] or any_run)
+    shard.runs[i] = run_ms and math.max(1, run_ms) or 0
+    shard.paces[i] = rate and tonumber(rate) * math.exp(math.min(0, at_ms - now_ms) / ETA_PACE_MS) or 0
+  end
+  return shard
+end
+
+-- How long until `due` tasks of a lane have started, and how many of each lane have by then. Lanes that wait share the slots;
+-- one that has nothing waiting takes what comes, and no lane is left with less than its share.
+local function eta_flow(shard, own, due, waiting, left)
+  local work, loads, started, wait_ms = {}, {}, {0, 0, 0}, 0
+  for i = 1, 3 do
+    work[i] = left[i] * shard.runs[i]
+    loads[i] = waiting[i] <= shard.paces[i] * ETA_KEEPS_UP_S and shard.paces[i] * shard.runs[i] / 1000 or 0
+  end
+  work[own] = math.max(0, due) * shard.runs[own]
+  while work[own] > 0 do
+    local share, all_shares, taken, rates, first, step_ms = 0, 0, 0, {}, own, math.huge
+    for i = 1, 3 do
+      if work[i] > 0 then share = share + shard.shares[i] end
+      if work[i] > 0 or loads[i] > 0 then all_shares = all_shares + shard.shares[i] end
+    end
+    for i = 1, 3 do
+      if work[i] == 0 and i < own then taken = taken + loads[i] end
+      if work[i] == 0 and i > own then taken = taken + math.min(loads[i], shard.slots * shard.shares[i] / all_shares) end
+    end
+    local room = math.max(shard.slots - taken, shard.slots * share / all_shares)
+    for i = 1, 3 do
+      rates[i] = work[i] > 0 and room * shard.shares[i] / share or 0
+      if i == own then rates[i] = math.min(rates[i], shard.limits[i] or rates[i]) end
+      if rates[i] > 0 and work[i] / rates[i] < step_ms then first, step_ms = i, work[i] / rates[i] end
+    end
+    for i = 1, 3 do
+      if rates[i] > 0 then started[i] = started[i] + rates[i] * step_ms / shard.runs[i] end
+      work[i] = i ~= first and math.max(0, work[i] - rates[i] * step_ms) or 0
+    end
+    wait_ms = wait_ms + step_ms
+  end
+  return wait_ms, started
+end
+
+-- Tasks of the lane that start before one that has `rank` tasks of its tenant before it. Between two of its own, each of the
+-- other tenants has 1/weight turns, after those whose turn comes before.
+local function eta_in_lane(lane, tenant, rank, waiting, weight)
+  local turns = base .. 'turns:' .. lane
+  local own = redis.call('ZCARD', base .. 'backlog:' .. lane .. ':' .. tenant)
+  local of_others = math.max(0, waiting - math.max(own, rank))
+  local ahead, others = redis.call('ZRANK', turns, tenant), redis.call('ZCARD', turns)
+  if ahead then
+    others = others - 1
+  else
+    local now = tonumber(redis.call('HGET', base .. 'fair', 'v:' .. lane)) or 0
+    local tag = math.max(now, tonumber(redis.call('ZSCORE', base .. 'rested:' .. lane, tenant)) or now)
+    ahead = redis.call('ZCOUNT', turns, '-inf', tag)
+  end
+  return rank + math.min(of_others, ahead + rank / weight * others)
+end
+
+-- Tasks that start before it, and ms until it starts: 0 when a slot is free for it; -1 when nobody can know, because there is
+-- no worker or no task has ended yet. Third the mean run of its lane, ms. `slots`: of live workers, as in eta_shard; nil: as
+-- the last dispatch saw them. Another lane counts if somebody takes turns in it: else its tasks are not due, or their tenants
+-- run as many as they may.
+local function estimate(tenant, lane, rank, slots)
+  local shard, own = eta_shard(slots), ETA_LANE[lane]
+  local waiting = redis.call('HMGET', base .. 'waiting', 'l:interactive', 'l:normal', 'l:batch')
+  for i, name in ipairs(ETA_LANES) do
+    local counts = i == own or redis.call('EXISTS', base .. 'turns:' .. name) == 1
+    waiting[i] = counts and tonumber(waiting[i]) or 0
+  end
+  local said = redis.call('HGET', base .. 'tenants', tenant) or redis.call('HGET', base .. 'tenants', '*') or ''
+  local weight, cap = string.match(said, '^(%S+) (%S+)$')
+  weight, cap = tonumber(weight) or 1, tonumber(cap) or 0
+  local in_lane = eta_in_lane(lane, tenant, rank, waiting[own], weight)
+
+  local usable = math.min(shard.slots, shard.limits[own] or shard.slots)
+  local free = math.max(0, usable - redis.call('ZCARD', base .. 'leases'))
+  local left, before = {unpack(waiting)}, in_lane
+  for i = 1, own - 1 do
+    local taken = math.min(free, left[i])
+    left[i], free, before = left[i] - taken, free - taken, before + taken
+  end
+  local due, wait_ms, run_ms = in_lane + 1 - free, 0, shard.runs[own]
+  if due > 0 and (shard.slots == 0 or run_ms == 0) then
+    wait_ms = -1
+    for i = 1, own - 1 do before = before + left[i] end
+  elseif due > 0 then
+    local ms, by_then = eta_flow(shard, own, due, waiting, left)
+    local _, by_one_less = eta_flow(shard, own, due - 1, waiting, left)
+    wait_ms = ms
+    for i = 1, 3 do
+      if i ~= own then before = before + (i < own and by_then[i] or by_one_less[i]) end
+    end
+  end
+  if cap > 0 and wait_ms >= 0 then
+    local running = tonumber(redis.call('SCARD', base .. 'running:' .. tenant))
+    local turns = rank + 1 - math.max(0, cap - running)
+    if turns > 0 then wait_ms = run_ms > 0 and math.max(wait_ms, turns * run_ms / cap) or -1 end
+  end
+  return math.floor(before + 1e-6), wait_ms >= 0 and math.floor(wait_ms + 0.5) or -1, run_ms
+end

@@ -1,0 +1,119 @@
+-- fair: who waits, and whose turn it is. Start-time fair queueing in tokens, between lanes by share and in a lane between
+-- tenants by weight; dispatch moves the clocks (turns.lua), here tenants come, go, and settle.
+-- Sources: Goyal, Vin, Cheng, SIGCOMM 1996 (start tags); Sheng and others, OSDI 2024 (tokens; who comes back is lifted to the
+-- least of those that wait, and settled counts are never cut off: what was charged too much is owed, not banked).
+-- NEEDS clock, types; base (of the shard's keys).
+local MADE_UNKNOWN = 256
+local MEAN_FOLLOWS = 0.1
+
+local function backlog_of(lane, tenant) return base .. 'backlog:' .. lane .. ':' .. tenant end
+local function running_of(tenant) return base .. 'running:' .. tenant end
+
+-- Weight, and the most tasks that run at once (0: any number), as the scheduler has written them.
+local function terms_of(tenant)
+  local said = redis.call('HGET', base .. 'tenants', tenant) or redis.call('HGET', base .. 'tenants', '*') or ''
+  local weight, cap = string.match(said, '^(%S+) (%S+)$')
+  return tonumber(weight) or 1, tonumber(cap) or 0
+end
+
+-- What a task may use, before anybody knows.
+local function most_tokens(tokens_in, tokens_out) return tokens_in + (tokens_out > 0 and tokens_out or MADE_UNKNOWN) end
+
+local function add(hash, field, by)
+  if by ~= 0 and redis.call('HINCRBY', base .. hash, field, by) == 0 then redis.call('HDEL', base .. hash, field) end
+end
+
+-- To be admitted into the waiting order.
+local function arrive(id) redis.call('XADD', base .. 'in', '*', 't', id) end
+
+-- So many more tasks of a tenant wait, or fewer.
+local function count(lane, tenant, tasks, tokens)
+  add('waiting', 'n:' .. tenant, tasks)
+  add('waiting', 'l:' .. lane, tasks)
+  if lane == 'batch' then add('waiting', 'b:' .. tenant, tokens) end
+end
+
+local function count_one(task, by)
+  count(task.lane, task.tenant, by, by * most_tokens(task.tokens_in, task.tokens_out))
+end
+
+-- From the lane's virtual time on, or its own if that is later: an idle tenant neither banks nor loses.
+local function take_turns(lane, tenant)
+  local turns, rested = base .. 'turns:' .. lane, base .. 'rested:' .. lane
+  if redis.call('ZSCORE', turns, tenant) then return end
+  local _, cap = terms_of(tenant)
+  if cap > 0 and redis.call('SCARD', running_of(tenant)) >= cap then return end
+  local now = tonumber(redis.call('HGET', base .. 'fair', 'v:' .. lane)) or 0
+  local own = tonumber(redis.call('ZSCORE', rested, tenant)) or now
+  redis.call('ZREM', rested, tenant)
+  redis.call('ZADD', turns, math.max(now, own), tenant)
+end
+
+local function rest(lane, tenant)
+  local turns = base .. 'turns:' .. lane
+  local tag = redis.call('ZSCORE', turns, tenant)
+  if not tag then return end
+  redis.call('ZREM', turns, tenant)
+  redis.call('ZADD', base .. 'rested:' .. lane, tag, tenant)
+end
+
+local function line_up(task)
+  if redis.call('ZADD', backlog_of(task.lane, task.tenant), 'NX', task.place, task.id) == 1 then
+    take_turns(task.lane, task.tenant)
+  end
+end
+
+-- Out of the waiting order, wherever in it the task was.
+local function step_out(task)
+  redis.call('ZREM', base .. 'later', task.id)
+  local backlog = backlog_of(task.lane, task.tenant)
+  if redis.call('ZREM', backlog, task.id) == 1 and redis.call('EXISTS', backlog) == 0 then rest(task.lane, task.tenant) end
+end
+
+-- Give back the place among its tenant's running tasks; false: it had none.
+local function let_go(task)
+  if redis.call('SREM', running_of(task.tenant), task.id) == 0 then return false end
+  local _, cap = terms_of(task.tenant)
+  if cap > 0 then
+    for _, lane in ipairs({'interactive', 'normal', 'batch'}) do
+      if redis.call('EXISTS', backlog_of(lane, task.tenant)) == 1 then take_turns(lane, task.tenant) end
+    end
+  end
+  return true
+end
+
+local function remember_mean(hash, field, value)
+  local before = tonumber(redis.call('HGET', base .. hash, field))
+  redis.call('HSET', base .. hash, field, string.format('%.1f', before and before + (value - before) * MEAN_FOLLOWS or value))
+end
+
+-- What it was charged when it was handed out, against what it used.
+local function settle(task, used)
+  local charged, weight = string.match(task.charge, '^(%S+) (%S+)$')
+  if not charged then return end
+  local fair, turns, rested = base .. 'fair', base .. 'turns:' .. task.lane, base .. 'rested:' .. task.lane
+  local surplus = charged - used
+  local lane_tag, share, now = unpack(redis.call('HMGET', fair, 't:' .. task.lane, 'share:' .. task.lane, 'v:' .. task.lane))
+  if lane_tag and share then redis.call('HSET', fair, 't:' .. task.lane, lane_tag - surplus / share) end
+  local tag = redis.call('ZSCORE', turns, task.tenant)
+  if tag then
+    redis.call('ZADD', turns, tag - surplus / weight, task.tenant)
+  else
+    now = tonumber(now) or 0
+    tag = (tonumber(redis.call('ZSCORE', rested, task.tenant)) or now) - surplus / weight
+    if tag > now then redis.call('ZADD', rested, tag, task.tenant) else redis.call('ZREM', rested, task.tenant) end
+  end
+  remember_mean('means', task.tenant, math.max(0, used - task.tokens_in))
+end
+
+-- Nothing waits or runs: nobody is ahead of anybody, and keys of tenants that may never come again go.
+local function forget_shares()
+  local fields = {}
+  for _, lane in ipairs({'interactive', 'normal', 'batch'}) do
+    redis.call('DEL', base .. 'rested:' .. lane)
+    fields[#fields + 1] = 'v:' .. lane
+    fields[#fields + 1] = 't:' .. lane
+  end
+  redis.call('DEL', base .. 'means', base .. 'waiting')
+  redis.call('HDEL', base .. 'fair', unpack(fields))
+end

@@ -1,0 +1,116 @@
+-- turns: the clocks of a dispatch: which lane, which tenant is next, and what it is charged. They are read once, kept here
+-- while tasks are handed out, and written back at the end, so a decision costs the same however many wait.
+-- NEEDS clock, types, fair, workers; base, most (tasks of this call), shares (of the three lanes).
+local PACE_MS = 30000
+-- Tokens over share that a lane may be ahead of a less urgent one that waits: a burst goes first, a flood gets its share.
+local AHEAD = 20000
+local lanes, known, handed_out = {}, {}, 0
+
+for i, name in ipairs({'interactive', 'normal', 'batch'}) do
+  local now, tag, pace = unpack(redis.call('HMGET', base .. 'fair', 'v:' .. name, 't:' .. name, 'pace:' .. name))
+  local listed = redis.call('ZRANGE', base .. 'turns:' .. name, 0, most - 1, 'WITHSCORES')
+  local lane = {name = name, share = tonumber(shares[i]), now = tonumber(now) or 0, tag = tonumber(tag) or 0, pace = pace or '',
+    turns = {}, handed = 0, touched = {}}
+  for k = 1, #listed, 2 do lane.turns[#lane.turns + 1] = {name = listed[k], tag = tonumber(listed[k + 1]), tasks = 0, tokens = 0} end
+  lanes[i] = lane
+end
+
+-- What a tenant has in all lanes.
+local function meet_tenant(name)
+  if not known[name] then
+    local weight, cap = terms_of(name)
+    known[name] = {weight = weight, cap = cap, running = cap > 0 and redis.call('SCARD', running_of(name)) or 0,
+      mean = tonumber(redis.call('HGET', base .. 'means', name)) or MADE_UNKNOWN}
+  end
+  return known[name]
+end
+
+local function at_cap(tenant) return tenant.cap > 0 and tenant.running >= tenant.cap end
+
+-- Of the lanes that wait and have room the most urgent that is not too far ahead. The others are lifted to the one that is
+-- least: a lane that has nothing to run, or may run no more, banks nothing.
+local function next_lane()
+  local least, best = math.huge, nil
+  for _, lane in ipairs(lanes) do
+    lane.runs = #lane.turns > 0 and freest(lane.name) ~= nil
+    if lane.runs then least = math.min(least, lane.tag) end
+  end
+  if least == math.huge then return nil end
+  for _, lane in ipairs(lanes) do
+    if not lane.runs then lane.tag = math.max(lane.tag, least) end
+    if lane.runs and not best and lane.tag <= least + AHEAD then best = lane end
+  end
+  return best
+end
+
+-- The turn whose tag is least; the place of it.
+local function next_turn(lane)
+  local best, place
+  for i, turn in ipairs(lane.turns) do
+    if not best or turn.tag < best.tag then best, place = turn, i end
+  end
+  if not best.tenant then
+    best.tenant = meet_tenant(best.name)
+    lane.touched[#lane.touched + 1] = best
+  end
+  return best, place
+end
+
+-- Tokens that a task is charged as it is handed out: its prompt, and the least of what it may make and what is usual twice.
+local function estimate_of(turn, tokens_in, tokens_out)
+  local made = 2 * turn.tenant.mean
+  return tokens_in + (tokens_out > 0 and math.min(tokens_out, made) or made)
+end
+
+-- A task of the turn has left the backlog for a worker; `tokens` are charged.
+local function hand_over(lane, turn, counted, tokens)
+  handed_out, lane.handed = handed_out + 1, lane.handed + 1
+  turn.tasks, turn.tokens, turn.tenant.running = turn.tasks + 1, turn.tokens + counted, turn.tenant.running + 1
+  lane.now = turn.tag
+  turn.tag = turn.tag + tokens / turn.tenant.weight
+  lane.tag = lane.tag + tokens / lane.share
+end
+
+-- What was listed is no task that waits: somebody has removed it.
+local function pass_over(turn) turn.tasks = turn.tasks + 1 end
+
+-- One turn, given to hand_out; false: nothing can be handed out any more.
+local function take(hand_out)
+  local lane = next_lane()
+  if not lane then return false end
+  local turn, place = next_turn(lane)
+  local id = not at_cap(turn.tenant) and redis.call('ZPOPMIN', backlog_of(lane.name, turn.name))[1]
+  if id then hand_out(lane, turn, id) else table.remove(lane.turns, place) end
+  return true
+end
+
+local function write_back(lane)
+  for _, turn in ipairs(lane.touched) do
+    count(lane.name, turn.name, -turn.tasks, -turn.tokens)
+    redis.call('ZADD', base .. 'turns:' .. lane.name, turn.tag, turn.name)
+    if at_cap(turn.tenant) or redis.call('EXISTS', backlog_of(lane.name, turn.name)) == 0 then rest(lane.name, turn.name) end
+  end
+  local fields = {'v:' .. lane.name, lane.now, 't:' .. lane.name, lane.tag, 'share:' .. lane.name, lane.share}
+  if lane.handed > 0 then
+    local rate, at_ms = string.match(lane.pace, '^(%S+) (%S+)$')
+    rate = (tonumber(rate) or 0) * math.exp(((tonumber(at_ms) or now_ms) - now_ms) / PACE_MS) + lane.handed * 1000 / PACE_MS
+    fields[7], fields[8] = 'pace:' .. lane.name, string.format('%.6f %d', rate, now_ms)
+  end
+  redis.call('HSET', base .. 'fair', unpack(fields))
+  redis.call('ZREMRANGEBYSCORE', base .. 'rested:' .. lane.name, '-inf', lane.now)
+end
+
+-- A dispatch that looked at no tenant has changed nothing.
+local function write_all_back()
+  local touched = 0
+  for _, lane in ipairs(lanes) do touched = touched + #lane.touched end
+  if touched == 0 then return end
+  for _, lane in ipairs(lanes) do write_back(lane) end
+  redis.call('HSET', base .. 'fair', 'slots', table.concat(alive, ' '))
+end
+
+local function still_waiting()
+  local tasks = 0
+  for _, lane in ipairs(lanes) do tasks = tasks + (tonumber(redis.call('HGET', base .. 'waiting', 'l:' .. lane.name)) or 0) end
+  return tasks
+end

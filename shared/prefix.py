@@ -1,0 +1,188 @@
+"""What a prompt weighs, and by what beginnings it is known: tasks that share one share what a worker has computed of it.
+
+A digest says "the prompt is the same up to here". Two tasks find one another when they have a cut in common, so cuts lie
+where prompts that begin alike are likely to part, in places that do not depend on what follows:
+    after the head      the same tools and system messages, another user;
+    before the answer   the conversation as the request before this one sent it, so a next turn finds the turn before;
+    at the end          what the next turn will look for;
+    at fixed lengths    the same document and another question within one message, a system message that ends in a date.
+A digest of the first message alone would hold all of a deployment's users for one conversation.
+Nothing here judges a body: of one that the engine will refuse, this is a guess like any other.
+"""
+
+from hashlib import blake2b
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from shared.routes import COMPLETIONS
+
+BYTES_A_TOKEN = 4
+"""Of English text in UTF-8; of most other languages too, where fewer characters make a token but each has more bytes."""
+MESSAGE_TOKENS = 4
+"""What a chat template adds to a message."""
+MEDIA_TOKENS = 600
+"""An image or a sound: what models make of a middling one. Its bytes say nothing."""
+MOST_TOKENS = 1 << 31
+"""No model makes more; what a body says beyond is a number that scripts need not hold."""
+SHORTEST = 1024
+"""Bytes of text, 16 blocks of KV cache at vLLM's usual 16 tokens: shorter beginnings are computed again in no time."""
+LENGTHS = tuple(SHORTEST * 4**n for n in range(6))
+"""Fixed cuts. Four apart: at least a quarter of what two prompts share counts, with few digests."""
+MOST = 6
+"""Digests of a prompt: each is a key to look up at dispatch. The longest are kept, since they save most."""
+_SAMPLE = 512
+_HEAD = ("system", "developer")
+
+
+class Prompt(Struct, frozen=True):
+    tokens_in: int
+    """An estimate."""
+    tokens_out: int
+    """Most that the body allows, over all its choices; 0: not said."""
+    prefix: tuple[str, ...] = ()
+    """Digests of the beginnings, the longest first; none for a short prompt."""
+
+
+class _Body(Struct, gc=False):
+    """Whatever the types: a wrong one is the engine's to refuse."""
+
+    model: Any = None
+    messages: Any = None
+    prompt: Any = None
+    tools: Raw = Raw(b"")
+    cache_salt: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    n: Any = None
+
+
+class _Text:
+    """The prompt in the order in which a chat template puts it: tools, then the messages."""
+
+    __slots__ = ("ends", "length", "media", "pieces")
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.length = self.media = 0
+        self.ends: list[int] = []
+        """Whole-message boundaries that are worth a cut."""
+
+    def add(self, piece: bytes) -> None:
+        self.pieces.append(piece)
+        self.length += len(piece)
+
+
+_decoder = msgspec.json.Decoder(_Body)
+_encode = msgspec.json.encode
+
+
+def look(route: str, body: bytes) -> Prompt:
+    """Pure; an odd body gives a rough guess."""
+    try:
+        said = _decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Prompt(len(body) // BYTES_A_TOKEN, 0)
+    text, count = _Text(), 1
+    if route == COMPLETIONS:
+        tokens, count = _add_prompts(text, said.prompt)
+    else:
+        tokens = _add_chat(text, said)
+    tokens += MEDIA_TOKENS * text.media
+    prefix = _digests(said, text) if text.length >= SHORTEST else ()
+    return Prompt(min(tokens, MOST_TOKENS), _tokens_out(said, count), prefix)
+
+
+def _tokens_out(said: _Body, prompts: int) -> int:
+    for most in (said.max_completion_tokens, said.max_output_tokens, said.max_tokens):
+        if isinstance(most, int) and most > 0:
+            choices = said.n if isinstance(said.n, int) and said.n > 0 else 1
+            return min(most * choices * prompts, MOST_TOKENS)
+    return 0
+
+
+# -- the text, by route
+
+
+def _add_prompts(text: _Text, prompt: Any) -> tuple[int, int]:
+    """Tokens of all prompts, and how many prompts. Only the first one's beginnings count: they are run as requests of their own."""
+    prompts = prompt if isinstance(prompt, list) and not _is_ids(prompt) else [prompt]
+    tokens = 0
+    for number, one in enumerate(prompts):
+        ids = _is_ids(one)
+        piece = _encode(one) if ids else _bytes(one)
+        tokens += len(one) if ids else len(piece) // BYTES_A_TOKEN
+        if number == 0:
+            text.add(piece)
+    return tokens, max(1, len(prompts))
+
+
+def _is_ids(prompt: Any) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], int)
+
+
+def _add_chat(text: _Text, said: _Body) -> int:
+    tools = bytes(said.tools)
+    if tools not in (b"", b"null", b"[]"):
+        text.add(tools)  # templates print them as the JSON that they are
+    messages = said.messages if isinstance(said.messages, list) else [said.messages]
+    head = True
+    before_answer = 0
+    for message in messages:
+        role = message.get("role") if isinstance(message, dict) else None
+        if head and role not in _HEAD:
+            head = False
+            text.ends.append(text.length)
+        if role == "assistant":
+            before_answer = text.length
+        _add_message(text, role, message)
+    text.ends += (before_answer, text.length)
+    return text.length // BYTES_A_TOKEN + MESSAGE_TOKENS * len(messages)
+
+
+def _add_message(text: _Text, role: Any, message: Any) -> None:
+    text.add(b"\x1e%b\x1f" % _bytes(role))
+    fields = message if isinstance(message, dict) else {"content": message}
+    content = fields.get("content")
+    if isinstance(content, list):
+        for part in content:
+            _add_part(text, part)
+    else:
+        text.add(_bytes(content))
+    if calls := fields.get("tool_calls"):
+        text.add(_encode(calls))
+
+
+def _add_part(text: _Text, part: Any) -> None:
+    said = part.get("text") if isinstance(part, dict) else part
+    if isinstance(said, str):
+        text.add(_bytes(said))
+    else:
+        text.media += 1
+        whole = _encode(part)  # may be megabytes: its size, beginning and end tell it from others
+        text.add(blake2b(b"%d %b%b" % (len(whole), whole[:_SAMPLE], whole[-_SAMPLE:]), digest_size=16).digest())
+
+
+def _bytes(said: Any) -> bytes:
+    if isinstance(said, str):
+        return said.encode(errors="surrogatepass")
+    return b"" if said is None else _encode(said)
+
+
+# -- the digests
+
+
+def _digests(said: _Body, text: _Text) -> tuple[str, ...]:
+    """What else decides about the KV cache begins them all: the model, and the salt that keeps caches apart."""
+    whole = memoryview(b"".join(text.pieces))
+    cuts = {length for length in LENGTHS if length <= text.length}
+    cuts.update(end for end in text.ends if end >= SHORTEST)
+    running = blake2b(_encode([said.model, said.cache_salt]), digest_size=6)
+    digests = []
+    for start, end in pairwise([0, *sorted(cuts)]):
+        running.update(whole[start:end])
+        digests.append(running.hexdigest())  # leaves it as it is, ready for more
+    return tuple(reversed(digests[-MOST:]))

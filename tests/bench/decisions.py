@@ -1,0 +1,214 @@
+"""What a task costs Redis while many others wait: of few or many tenants, in all three lanes.
+
+The backlog is filled by the scripts that fill it in earnest. Then, at each depth, some tasks more are submitted, admitted, handed
+out, started and finished, so the depth stays: microseconds a task are those that Redis counts for the scripts. If a command
+walked over what waits, its time a call would grow with the depth: the second table shows those that grew most.
+"""
+
+import argparse
+import asyncio
+import itertools
+import random
+import re
+import statistics
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from msgspec import Struct, field
+
+from services.inference.scripts import Hand, Owner, beat, finish, start
+from services.scheduler.scripts import Arrival, admit, dispatch
+from shared.bus.client import Bus
+from shared.bus.script import MAX_ITEMS
+from shared.config import Config, Limits
+from shared.ids import new_nonce
+from shared.keys import SCHEDULER, WORKERS
+from shared.lifecycle import Lane
+from shared.submit import submit
+from tests.support.redis import find_server
+from tests.support.server import server
+from tests.support.tasks import CONFIG, SHARD, ending, item, room
+
+DEPTHS, TENANTS = (100, 10_000, 1_000_000), (1, 100, 10_000)
+AT_ONCE = 16
+"""Tasks a call: what a moderate load gathers. Slots of the worker, too."""
+MEASURED = 1600
+"""Tasks a round."""
+BODY = b'{"model":"echo-1","messages":[{"role":"user","content":"%s"}]}'
+STAGES = ("submit", "admit", "dispatch", "start", "finish")
+WALKS = {"keys", "scan", "smembers", "hkeys", "hvals", "sort", "lrange", "sunion", "sinter", "flushdb"}
+"""Commands that look at everything there is: none of them belongs into a script."""
+LIMITS = Limits(backlog=10**9, lease_s=600)
+
+Stats = dict[str, tuple[int, int]]
+"""Calls and microseconds of each command."""
+
+
+class Row(Struct):
+    us: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
+    """A task, by stage; a value a round."""
+    commands: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def median(self, stage: str) -> float:
+        return statistics.median(self.us[stage])
+
+
+class Shard:
+    """One shard under measurement: a Redis of its own, one worker, so many tenants."""
+
+    def __init__(self, bus: Bus, tenants: int, body: bytes) -> None:
+        self.bus, self._tenants, self._body = bus, tenants, body
+        self._config = Config(pools=CONFIG.pools, limits=LIMITS)
+        self._owner = Owner(SHARD, "w1", new_nonce(), LIMITS)
+        self._numbers = itertools.count()
+        self._chance = random.Random(1)
+
+    async def open(self) -> None:
+        await self.bus.commands.call("XGROUP", "CREATE", SHARD.arrivals, SCHEDULER, "0", "MKSTREAM")
+        await beat(self.bus, self._owner, room(AT_ONCE), b"{}", [])
+
+    async def submit(self, count: int) -> int:
+        lanes = list(Lane)
+        numbers = list(itertools.islice(self._numbers, count))
+        tenants = (number if number < self._tenants else self._chance.randrange(self._tenants) for number in numbers)
+        items = [
+            item(tenant=f"t{tenant}", lane=lanes[number % 3], body=self._body, expires_in_s=86_400)
+            for number, tenant in zip(numbers, tenants, strict=True)
+        ]
+        verdicts = await submit(self.bus, SHARD, self._config, items)
+        assert set(verdicts) == {"new"}, set(verdicts)
+        return count
+
+    async def admit(self, count: int) -> int:
+        found = await self._read(SCHEDULER, SHARD.arrivals, count)
+        arrivals = [Arrival(fields[1].decode() if fields[0] == b"t" else "", entry) for entry, fields in found]
+        return (await admit(self.bus, SHARD, LIMITS, arrivals)).count("queued") if arrivals else 0
+
+    async def dispatch(self) -> int:
+        return (await dispatch(self.bus, SHARD, self._config)).handed_out
+
+    async def hands(self, count: int) -> list[Hand]:
+        found = await self._read(WORKERS, SHARD.work(self._owner.worker), count)
+        return [Hand(fields[1].decode(), int(fields[3]), entry) for entry, fields in found]
+
+    async def start(self, hands: Sequence[Hand]) -> None:
+        await start(self.bus, self._owner, list(hands))
+
+    async def finish(self, hands: Sequence[Hand]) -> None:
+        verdicts = await finish(self.bus, self._owner, [ending(hand, 1, 0) for hand in hands])
+        assert set(verdicts) == {"ok"}, set(verdicts)
+
+    async def fill(self, depth: int) -> None:
+        for done in range(0, depth, MAX_ITEMS):
+            await self.submit(min(MAX_ITEMS, depth - done))
+            while await self.admit(MAX_ITEMS):
+                pass
+            if done % 100_000 == 0:
+                print(f"filled {done} of {depth}", file=sys.stderr, flush=True)
+
+    async def _read(self, group: str, stream: str, count: int) -> list[Any]:
+        reply = await self.bus.commands.call("XREADGROUP", "GROUP", group, "s", "COUNT", count, "STREAMS", stream, ">")
+        return reply[0][1] if reply else []
+
+
+async def measure(shard: Shard, row: Row) -> None:
+    """One round: the same number of tasks comes as leaves."""
+    spent = dict.fromkeys(STAGES, 0)
+
+    async def timed(stage: str, work: Awaitable[Any]) -> Any:
+        before = (await commands(shard.bus))["evalsha"][1]
+        made = await work
+        spent[stage] += (await commands(shard.bus))["evalsha"][1] - before
+        return made
+
+    before = await commands(shard.bus)
+    for _ in range(MEASURED // AT_ONCE):
+        await timed("submit", shard.submit(AT_ONCE))
+        await timed("admit", shard.admit(AT_ONCE * 2))
+        assert await timed("dispatch", shard.dispatch()) == AT_ONCE
+        hands = await shard.hands(AT_ONCE)
+        await timed("start", shard.start(hands))
+        await timed("finish", shard.finish(hands))
+    after = await commands(shard.bus)
+    for stage in STAGES:
+        row.us[stage].append(spent[stage] / MEASURED)
+    for name, (calls, us) in after.items():
+        old, more = before.get(name, (0, 0)), row.commands.get(name, (0, 0))
+        row.commands[name] = (more[0] + calls - old[0], more[1] + us - old[1])
+
+
+async def commands(bus: Bus) -> Stats:
+    info = (await bus.commands.call("INFO", "commandstats")).decode()
+    found = re.findall(r"cmdstat_([^:]+):calls=(\d+),usec=(\d+)", info)
+    return {"evalsha": (0, 0)} | {name: (int(calls), int(us)) for name, calls, us in found}
+
+
+async def used_bytes(bus: Bus) -> int:
+    info = (await bus.commands.call("INFO", "memory")).decode()
+    return int(info.partition("used_memory:")[2].split()[0])
+
+
+@asynccontextmanager
+async def filled(depth: int, tenants: int, body: bytes) -> AsyncIterator[tuple[Shard, float]]:
+    """A shard with so many waiting tasks, and the bytes of memory that each of them takes."""
+    with tempfile.TemporaryDirectory() as folder, server(find_server(), Path(folder) / "redis") as redis:
+        async with Bus(redis.url, name="bench") as bus:
+            shard = Shard(bus, tenants, body)
+            await shard.open()
+            before = await used_bytes(bus)
+            await shard.fill(depth)
+            yield shard, (await used_bytes(bus) - before) / depth
+
+
+def report(rows: dict[tuple[int, int], Row]) -> None:
+    base = next(iter(rows.values()))
+    print(f"{'waiting':>9} {'tenants':>8}  " + "".join(f"{stage:>10}" for stage in STAGES) + "       all  of first  dispatch of first")
+    for (depth, tenants), row in rows.items():
+        whole, first = sum(map(row.median, STAGES)), sum(map(base.median, STAGES))
+        cells = "".join(f"{row.median(stage):10.1f}" for stage in STAGES)
+        ratio = row.median("dispatch") / base.median("dispatch")
+        print(f"{depth:9} {tenants:8}  {cells}{whole:10.1f}{whole / first:10.2f}{ratio:19.2f}")
+
+
+def report_commands(rows: dict[tuple[int, int], Row]) -> None:
+    """What each command takes a call at the least and at the greatest depth."""
+    least, greatest = rows[min(rows)], rows[max(rows)]
+    walked = {name for row in rows.values() for name in row.commands if name.partition("|")[0] in WALKS}
+    print(f"commands that look at all there is: {', '.join(sorted(walked)) or 'none'}")
+    each = {
+        name: (least.commands[name][1] / least.commands[name][0], us / calls, calls / sum(map(len, greatest.us.values())) )
+        for name, (calls, us) in greatest.commands.items()
+        if calls and least.commands.get(name, (0, 0))[0] and name not in ("info", "evalsha")
+    }
+    for name, (few, many, _) in sorted(each.items(), key=lambda one: one[1][0] - one[1][1])[:8]:
+        print(f"  {name:18} {few:6.2f} us a call at {min(rows)[0]} waiting, {many:6.2f} at {max(rows)[0]}")
+
+
+async def main(rounds: int, most: int = DEPTHS[-1]) -> None:
+    rows: dict[tuple[int, int], Row] = {}
+    print(f"Microseconds of Redis a task, {AT_ONCE} tasks a call, {rounds} rounds of {MEASURED} tasks, medians")
+    for depth, tenants in itertools.product(DEPTHS, TENANTS):
+        if tenants > depth or depth > most:
+            continue
+        async with filled(depth, tenants, BODY % (b"x" * 150)) as (shard, _):
+            row = rows[depth, tenants] = Row()
+            for _ in range(rounds):
+                await measure(shard, row)
+    report(rows)
+    report_commands(rows)
+    for name, body in (("200 bytes", BODY % (b"x" * 139)), ("2 bytes", b"{}")):
+        async with filled(min(most, 100_000), 100, body) as (_, bytes_a_task):
+            print(f"memory a waiting task with a body of {name}: {bytes_a_task:.0f} bytes")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.decisions", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tasks", type=int, default=DEPTHS[-1], help="deepest backlog that is tried")
+    arguments = parser.parse_args()
+    uvloop.run(main(arguments.rounds, arguments.tasks))
