@@ -6,7 +6,7 @@ ARGS ?=
 LIGHT := $(if $(filter echo,$(ENGINE)),--light)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-fast lint types format bench chaos clean setup setup-dev setup-light
+.PHONY: help up test test-fast lint types format bench chaos simulate clean setup setup-dev setup-light
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ bench: setup-dev ## throughput and latency beside bare vLLM and its own server (
 
 chaos: setup-dev ## break everything for a while under load, then audit every promise (ARGS='--minutes 20 --seed 7')
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+simulate: setup-dev ## replay traces against the scheduler's policy in simulated time (ARGS='weights --out DIR', or --trace FILE)
+	@$(BIN)/python -m tests.simulate $(ARGS)
 
 clean: ## remove what was installed and built (data of Redis and converted models stay)
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,11 +2,12 @@
 
 Two requests are the same if all that decides the answer is: the path, the model that serves them, the tenant (unless a rule
 shares answers between tenants) and the body without the fields of `IRRELEVANT`. A body is compared as a value: the order of
-names and white space do not count. A number is compared as it is written, so 1 and 1.0 differ: that costs an answer found,
-and never finds a wrong one.
+names and white space do not count. A number is compared as it is written, so 1 and 1.0 differ, but for those of `FRACTIONS`:
+that costs an answer found, and never finds a wrong one.
 """
 
 import hashlib
+import math
 from typing import Any
 
 import msgspec
@@ -19,6 +20,10 @@ from shared.policy import CacheRule, Policy
 OFF, REFRESH = "off", "refresh"
 IRRELEVANT = frozenset({"model", "stream", "stream_options", "user", "metadata", "store"})
 """Fields that do not decide the answer. The model is compared by the name that serves it, not by what the client calls it."""
+FRACTIONS = frozenset(
+    {"temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "length_penalty"}
+)
+"""Fields that every engine reads as a double: clients write 0 or 0.0 as their language does."""
 DIGEST_BYTES = 16
 
 
@@ -50,7 +55,9 @@ def key_for(policy: Policy, task: Task, body: bytes, said: str, kept_s: int) -> 
     wanted_s = None if said in ("", REFRESH) else _seconds(said, kept_s)
     try:
         asked = _body.decode(body)
-        deciding = _canonical.encode({name: value for name, value in asked.items() if name not in IRRELEVANT})
+        deciding = _canonical.encode(
+            {name: _plain(name, value) for name, value in asked.items() if name not in IRRELEVANT}
+        )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if not said:  # it is refused elsewhere, or by the engine
             return None
@@ -93,6 +100,17 @@ def _is_deterministic(asked: dict[str, Any]) -> bool:
         temperature = float(bytes(temperature))
     is_zero = temperature == 0 and not isinstance(temperature, bool)
     return is_zero and (count is None or (count == 1 and not isinstance(count, bool)))
+
+
+def _plain(name: str, value: Any) -> Any:
+    """The value, or the double that it is. What is no double, such as 1e400, stays as written."""
+    if name not in FRACTIONS or isinstance(value, bool) or not isinstance(value, int | Raw):
+        return value
+    try:
+        number = float(bytes(value) if isinstance(value, Raw) else value)
+    except OverflowError:
+        return value
+    return number + 0.0 if math.isfinite(number) else value
 
 
 def _counts_tokens(asked: dict[str, Any]) -> bool:

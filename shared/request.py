@@ -130,6 +130,7 @@ def from_openai(
         key=payer.key,
         lane=lane,
         streamed=bool(peek.stream),
+        session=check_name("x-headrace-session", wishes.session),
         user=peek.sticky,
         task_id=check_name("task_id", task_id),
         expires_in_s=expiry_of(config, expires_in, field="x-headrace-expires-in"),

@@ -31,6 +31,8 @@ class Wishes(Struct, frozen=True):
     cache: str = ""
     expires_in: str = ""
     on_limit: str = ""
+    session: str = ""
+    """Where its events go, too: whoever follows the session sees the task wait before it answers."""
 
 
 NO_WISHES = Wishes()

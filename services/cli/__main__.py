@@ -55,6 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
             from services.cli.dead import run as dead
 
             return asyncio.run(dead(arguments))
+        case "keys":
+            from services.cli.keys import run as keys
+
+            return keys(arguments)
         case "config":
             from services.cli.configuration import run as configuration
 

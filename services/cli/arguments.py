@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_up, _add_ask, _add_submit, _add_watch, _add_tasks, _add_cancel, _add_dead, _add_config):
+    for add in (_add_up, _add_ask, _add_submit, _add_watch, _add_tasks, _add_cancel, _add_dead, _add_keys, _add_config):
         add(commands)
     return parser
 
@@ -182,6 +182,16 @@ def _add_dead_drop(actions: "Commands") -> None:
     drop.add_argument("--all", action="store_true", help="whatever there is")
     drop.add_argument("--yes", action="store_true", help="do not ask before dropping by filter")
     _add_door(drop, json="one line of JSON per ID; by filter, one line in all")
+
+
+def _add_keys(commands: "Commands") -> None:
+    examples = ("headrace keys new --tenant acme", "headrace keys new --tenant acme --name acme-web")
+    keys = _command(commands, "keys", "make API keys", "Nothing needs to run.", *examples)
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    shown = "Prints the key, which is kept nowhere, and the lines for headrace.toml, which hold only its digest."
+    new = _command(actions, "new", "make an API key", shown, *examples)
+    new.add_argument("--tenant", required=True, metavar="NAME", help="who pays for what is asked with it")
+    new.add_argument("--name", default="", metavar="KEY", help="of the key in headrace.toml and in logs (the tenant's)")
 
 
 def _add_config(commands: "Commands") -> None:

@@ -1,5 +1,6 @@
 """The HTTP door: connections, and what their errors mean to a person."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,12 +23,14 @@ def is_loopback(url: str) -> bool:
 
 @asynccontextmanager
 async def http_door(url: str, *, connections: int = 10) -> AsyncIterator[httpx.AsyncClient]:
-    """Errors of the connection leave the block as Failure."""
+    """With the API key of HEADRACE_KEY, if there is one. Errors of the connection leave the block as Failure."""
+    key = os.environ.get("HEADRACE_KEY") or ""  # noqa: TID251  a secret, so no option: others see command lines
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
     timeout = httpx.Timeout(ANSWER_S, connect=10.0)
     try:
         async with httpx.AsyncClient(
-            base_url=url, timeout=timeout, limits=limits, trust_env=not is_loopback(url)
+            base_url=url, headers=headers, timeout=timeout, limits=limits, trust_env=not is_loopback(url)
         ) as client:
             yield client
     except (httpx.ConnectError, httpx.ConnectTimeout):

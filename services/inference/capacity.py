@@ -15,8 +15,9 @@ Invariants
   - A limit that no task has come up against tells nothing, and does not grow.
   - What is cut is what was held, not the limit, which may be far above it; and by half at most.
 
-Rejected: halving always (the engine says how many it runs, so an overload by two of forty need not cost twenty); latency as the signal (a language model's latency is mostly the length of its answers); one gate on a moving
-figure (it overshoots, or shuts everybody out when the figure stands still).
+Rejected: halving always (the engine says how many it runs, so an overload by two of forty need not cost twenty); latency as
+the signal (a language model's latency is mostly the length of its answers); one gate on a moving figure (it overshoots, or
+shuts everybody out when the figure stands still).
 """
 
 from collections.abc import Callable

@@ -2,7 +2,6 @@
 
 import asyncio
 
-import msgspec
 from msgspec import Raw, Struct
 from starlette.types import Receive, Scope, Send
 
@@ -112,14 +111,7 @@ class Tasks:
     async def _submit(self, scope: Scope, receive: Receive, send: Send) -> None:
         payer = self._auth.payer(scope)
         body = await read_body(scope, receive, self._config.limits.body_bytes)
-        asked = request.from_json(self._config, payer, body)
-        if (key := header(scope, b"idempotency-key")) and key != asked.task.task_id:
-            if asked.task.task_id:
-                raise InvalidRequest(
-                    "`task_id` and the header Idempotency-Key differ; send one of them.", param="task_id"
-                )
-            task = msgspec.structs.replace(asked.task, task_id=request.check_name("task_id", key))
-            asked = msgspec.structs.replace(asked, task=task)
+        asked = request.from_json(self._config, payer, body, key=header(scope, b"idempotency-key"))
         submitted = await self._submitter.submit(asked, self._submitter.new_id(asked))
         if submitted.new:
             metrics.SUBMITTED.labels(place_of(submitted.id).pool, asked.task.lane).inc()

@@ -18,12 +18,13 @@ local backlog_limit, index_length, attached_ms = tonumber(ARGV[4]), tonumber(ARG
 
 local NAMES = {'id', 'lane', 'tenant', 'session', 'reply_to', 'attached', 'expires_ms', 'hurried', 'starts_ms', 'tokens_in',
   'tokens_out', 'queued_limit', 'batch_limit', 'metered', 'owes', 'cache', 'prefix', 'spec', 'body', 'pending'}
-local KEPT = {'lane', 'tenant', 'session', 'reply_to', 'tokens_in', 'tokens_out', 'spec', 'body', 'metered', 'owes', 'cache', 'prefix'}
+local KEPT = {'lane', 'tenant', 'session', 'reply_to', 'tokens_in', 'tokens_out', 'spec', 'body', 'metered', 'owes',
+  'cache', 'prefix'}
 
+local indexes = {}
 local function remember(index, id)
   redis.call('ZADD', index, now_ms, id)
-  redis.call('ZREMRANGEBYRANK', index, 0, -index_length - 1)
-  redis.call('PEXPIRE', index, kept_ms)
+  indexes[index] = true
 end
 
 -- What keeps it from being made; true as the second answer: it was cancelled before it came.
@@ -33,38 +34,37 @@ local function refusal(asked, key, tenant_index, session_index, bus)
     local state, tombstone = unpack(redis.call('HMGET', key, 'state', 'tombstone'))
     if not tombstone then return state or 'wrongtype ' .. key end
     cancelled = true
-  elseif kind ~= 'none' then
-    return 'wrongtype ' .. key
-  end
-  local wrong = misused(asked, tenant_index, session_index, bus)
-  if wrong then return 'wrongtype ' .. wrong end
-  return not cancelled and over_limit(asked), cancelled
+  elseif kind ~= 'none' then return 'wrongtype ' .. key end
+  local wrong = misused(asked, tenant_index, session_index, bus) or cancelled and unendable(asked, bus)
+  return wrong and 'wrongtype ' .. wrong or not cancelled and over_limit(asked), cancelled
 end
 
 local function make(asked, key, deadline_ms)
-  local fields = {'state', 'pending', 'epoch', 0, 'created_at_ms', now_ms, 'deadline_ms', deadline_ms, 'eta_ms', asked.wait_ms or -1}
+  local fields = {'state', 'pending', 'epoch', 0, 'created_at_ms', now_ms, 'deadline_ms', deadline_ms, 'eta_ms',
+    asked.wait_ms or -1}
   for _, name in ipairs(KEPT) do
     if asked[name] ~= '' then fields[#fields + 1], fields[#fields + 2] = name, asked[name] end
   end
-  redis.call('DEL', key)
   redis.call('HSET', key, unpack(fields))
 end
 
 local function submit(asked, key, tenant_index, session_index, bus)
   local refused, cancelled = refusal(asked, key, tenant_index, session_index, bus)
   if refused then return refused end
-  local id, starts_ms, deadline_ms = asked.id, tonumber(asked.starts_ms), now_ms + tonumber(asked.expires_ms)
+  local id, starts_ms, deadline_ms = asked.id, tonumber(asked.starts_ms), now_ms + asked.expires_ms
+  if cancelled then redis.call('DEL', key) end
   make(asked, key, deadline_ms)
-  count(asked.lane, asked.tenant, 1, most_tokens(tonumber(asked.tokens_in), tonumber(asked.tokens_out)))
   remember(tenant_index, id)
   if asked.session ~= '' then
     remember(session_index, id)
     redis.call('XADD', bus, 'MINID', '~', now_ms - 120000, '*', 't', id, 's', asked.session, 'e', asked.pending)
   end
   if cancelled then
+    count_one(find(id), 1)
     end_as(find(id), 'cancelled')
     return 'cancelled'
   end
+  count_made(asked)
   if starts_ms > 0 then redis.call('ZADD', later, now_ms + starts_ms, id) else arrive(id) end
   redis.call('ZADD', base .. 'expiry', deadline_ms, id)
   if asked.attached ~= '' then redis.call('ZADD', base .. 'attached', now_ms + attached_ms, id) end
@@ -77,5 +77,10 @@ for item = 0, (#ARGV - 6) / 20 - 1 do
   local key, arg, asked = 3 + item * 4, 7 + item * 20, {}
   for i, name in ipairs(NAMES) do asked[name] = ARGV[arg + i - 1] end
   verdicts[#verdicts + 1] = submit(asked, unpack(KEYS, key, key + 3))
+end
+write_counts()
+for index in pairs(indexes) do
+  redis.call('ZREMRANGEBYRANK', index, 0, -index_length - 1)
+  redis.call('PEXPIRE', index, kept_ms)
 end
 return verdicts

@@ -6,14 +6,13 @@ walked over what waits, its time a call would grow with the depth: the second ta
 """
 
 import argparse
-import asyncio
 import itertools
 import random
 import re
 import statistics
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -167,7 +166,11 @@ async def filled(depth: int, tenants: int, body: bytes) -> AsyncIterator[tuple[S
 
 def report(rows: dict[tuple[int, int], Row]) -> None:
     base = next(iter(rows.values()))
-    print(f"{'waiting':>9} {'tenants':>8}  " + "".join(f"{stage:>10}" for stage in STAGES) + "       all  of first  dispatch of first")
+    print(
+        f"{'waiting':>9} {'tenants':>8}  "
+        + "".join(f"{stage:>10}" for stage in STAGES)
+        + "       all  of first  dispatch of first"
+    )
     for (depth, tenants), row in rows.items():
         whole, first = sum(map(row.median, STAGES)), sum(map(base.median, STAGES))
         cells = "".join(f"{row.median(stage):10.1f}" for stage in STAGES)
@@ -181,7 +184,11 @@ def report_commands(rows: dict[tuple[int, int], Row]) -> None:
     walked = {name for row in rows.values() for name in row.commands if name.partition("|")[0] in WALKS}
     print(f"commands that look at all there is: {', '.join(sorted(walked)) or 'none'}")
     each = {
-        name: (least.commands[name][1] / least.commands[name][0], us / calls, calls / sum(map(len, greatest.us.values())) )
+        name: (
+            least.commands[name][1] / least.commands[name][0],
+            us / calls,
+            calls / sum(map(len, greatest.us.values())),
+        )
         for name, (calls, us) in greatest.commands.items()
         if calls and least.commands.get(name, (0, 0))[0] and name not in ("info", "evalsha")
     }

@@ -29,6 +29,24 @@ def test_a_task_without_an_id_gets_a_key_so_that_sending_again_is_harmless() -> 
     assert TASK.key != make_task('{"input_text": "x"}', "").key
 
 
+async def test_who_watches_is_given_the_task_as_it_waits_and_runs() -> None:
+    """Looks follow one another faster while it waits: its place changes without an event."""
+    answers = iter(["pending", "pending", "processing", "completed"])
+    waits: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(202, json={"id": "t", "status": "pending"})
+        waits.append(request.url.params["wait"])
+        return httpx.Response(200, json={"id": "t", "status": next(answers), "created_at_ms": 1})
+
+    seen: list[str] = []
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://x") as client:
+        await Sender(client, wait=True, on_view=lambda view: seen.append(view["status"])).send(TASK)
+    assert waits == ["1.0", "1.0", "1.0", "30"]
+    assert seen == ["pending", "pending", "processing", "completed"]
+
+
 @pytest.mark.parametrize("line", ["{", "[]", "1", '{"foo": 1}', ""])
 def test_what_is_no_task_is_refused(line: str) -> None:
     with pytest.raises(Refused):

@@ -1,9 +1,26 @@
 """Compose and Prometheus agree with the images, the settings and each other."""
 
 import ast
+from pathlib import Path
 
+import pytest
+
+from shared import config
+from shared.payer import check_door
+from shared.policy import Policy
 from shared.settings import DRAIN_S
-from tests.deploy.reading import DEPLOY, ROOT, SERVICES, TARGETS, check_variables, port_of, read_compose, read_yaml
+from tests.deploy.reading import (
+    DEPLOY,
+    ROOT,
+    SERVICES,
+    STAGES,
+    TARGETS,
+    check_variables,
+    load,
+    port_of,
+    read_compose,
+    read_yaml,
+)
 
 
 def test_compose_runs_every_service_from_its_target() -> None:
@@ -22,7 +39,17 @@ def test_compose_sets_only_variables_that_services_know() -> None:
         service = read_compose()["services"][name]
         check_variables(service["environment"])
         mounted = dict(volume.split(":")[:2][::-1] for volume in service["volumes"])
-        assert (DEPLOY / mounted[service["environment"]["HEADRACE_CONFIG"]]).resolve() == ROOT / "headrace.toml"
+        assert (DEPLOY / mounted[service["environment"]["HEADRACE_CONFIG"]]).resolve() == DEPLOY / "headrace.toml"
+
+
+@pytest.mark.parametrize("path", [DEPLOY / "headrace.toml", DEPLOY / "base" / "headrace.toml"], ids=str)
+def test_doors_that_listen_on_every_address_open_as_they_are_configured(path: Path) -> None:
+    """Whoever publishes them further is told by the file to make keys."""
+    deployed = config.load(str(path))
+    check_door(deployed.policy, load("ingress", STAGES["ingress"].env).host)
+    assert deployed.policy == Policy(keys_required=False)
+    assert deployed.pools == config.DEFAULT_POOLS
+    assert "headrace keys new" in path.read_text()
 
 
 def test_compose_probes_and_publishes_the_ports_that_services_listen_on() -> None:

@@ -62,6 +62,8 @@ def test_the_architecture_lists_every_key() -> None:
         shard.session("<s>"),
         shard.tenant("<x>"),
     }
+    made |= {keys.door("<producer>")}
+    made |= {keys.quota("<tenant>", what) for what in ("reserved", "looks", "requests", "tokens")}
     made |= {re.sub(r"backlog:\w+", "backlog:<lane>", key.replace("{smol.0}", "{t}")) for key in of_shard}
     made.add(shard.bus(0).replace("{smol.0}", "{t}").removesuffix("0") + "<p>")
     assert {row[0] for row in table(section)} == made
@@ -176,9 +178,15 @@ def test_the_stream_door_lists_every_field_and_every_refusal() -> None:
     said = set(re.findall(r"`(\w+)`", asked))
     for kind in (request.Shorthand, request.Envelope, Reply):
         assert fields(kind).keys() - {"type"} <= said
-    codes = {kind.code for kind in errors.RequestError.__subclasses__()}
-    not_at_this_door = {"dead_letter_not_found"}
+    codes = {kind.code for kind in refusals(errors.RequestError)}
+    not_at_this_door = {"dead_letter_not_found", "invalid_api_key"}
     assert codes - not_at_this_door == {row[0] for row in table(refused)}
+
+
+def refusals(kind: type[errors.RequestError]) -> Iterator[type[errors.RequestError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from refusals(child)
 
 
 def test_the_websocket_document_lists_every_message_field_and_close_code() -> None:

@@ -255,7 +255,7 @@ async def test_what_has_ended_holds_no_room(bus: Bus, owner: Owner) -> None:
     worker = Worker(bus, owner, Scripted(refusal(503), remote=True), CONFIG)
     await begun(bus, owner, worker)
     await wait_until(lambda: not worker.runs, "the run has ended")
-    assert worker.room._stays == worker.room._limiter._held == {}
+    assert (worker.room._stays, worker.room._limiter._held) == ({}, {})
 
 
 async def test_a_cancelled_task_is_ended_with_what_it_has_made(bus: Bus, owner: Owner) -> None:

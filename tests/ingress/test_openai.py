@@ -18,6 +18,7 @@ from shared.bus.tail import Tail, Tails
 from shared.cancel import Canceller
 from shared.config import Config, Limits, Pool
 from shared.keys import shard_keys
+from shared.lifecycle import Lane
 from shared.messages import decode_task
 from shared.policy import Alias, Live, Message, Policy, Shadow, Target, Template
 from tests.support import tasks
@@ -209,6 +210,24 @@ async def test_a_page_of_a_browser_may_read_what_served_it(http: httpx.AsyncClie
     answer = await http.get("/v1/models", headers={"origin": "http://localhost:3000"})
     exposed = answer.headers["access-control-expose-headers"].split(", ")
     assert {f"{OURS}{name}" for name in ("task", "model", "variant", "worker", "attempt", "cache")} <= {*exposed}
+
+
+# -- fallbacks
+
+
+async def test_a_key_in_a_header_leads_to_the_task_that_a_fallback_took(
+    http: httpx.AsyncClient, bus: Bus, config: Config
+) -> None:
+    """The key was once missing from the fallback: a repeat, with room by then, made a second task in the first pool."""
+    config.live.policy = Policy(aliases={"chat": Alias(targets=[Target(model=tasks.MODEL)], fallbacks=["echo-2"])})
+    for _ in range(config.limits.backlog):
+        await bus.commands.call("XADD", tasks.SHARD.arrivals, "*", "t", "x")
+    await bus.commands.call("HSET", tasks.SHARD.waiting, *(word for lane in Lane for word in (f"l:{lane}", 100)))
+    asked: dict[str, Any] = {"json": {"body": {**CHAT, "model": "chat"}}, "headers": {"idempotency-key": "k-2"}}
+    first = (await http.post("/v1/tasks", **asked)).json()["id"]
+    await bus.commands.call("DEL", tasks.SHARD.arrivals, tasks.SHARD.waiting)
+    assert first.startswith("big.")
+    assert (await http.post("/v1/tasks", **asked)).json()["id"] == first
 
 
 # -- shadow

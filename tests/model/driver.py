@@ -1,11 +1,25 @@
 """Real scripts and the model in lockstep: each step runs both, compares their verdicts, then all that they have left behind."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 from msgspec.structs import astuple, replace
 
-from services.inference.scripts import Hand, Owner, Release, Running, beat, emit, finish, rebase, release, retire, start
+from services.inference.scripts import (
+    Hand,
+    Owner,
+    Release,
+    Running,
+    Slots,
+    beat,
+    emit,
+    finish,
+    rebase,
+    release,
+    retire,
+    start,
+)
 from services.ingress.attendance import ATTEND
 from services.scheduler.scripts import Arrival, Look, admit, dispatch, due, reap, repair
 from shared.bus.client import Bus
@@ -16,14 +30,36 @@ from shared.keys import WORKERS
 from shared.lifecycle import Lane, State
 from shared.submit import ATTACHED_MS, submit
 from tests.model import doors, observed, scheduler, worker
-from tests.model.lifecycle import Entry, Shard, Task
+from tests.model.lifecycle import Shard, Task
+from tests.model.scheduler import Asked, Chosen
 from tests.model.worker import Fence, Hold, Range
 from tests.support import tasks
 from tests.support.tasks import SHARD
 
-LIMITS = Limits(backlog=6, crashes=2, failures=1, lease_s=600, results_kept_s=600, log_kept_s=600)
+LIMITS = Limits(backlog=8, crashes=2, failures=1, lease_s=600, results_kept_s=600, log_kept_s=600)
 """Small, so that they are reached."""
 CONFIG = Config(pools=tasks.CONFIG.pools, limits=LIMITS)
+
+
+QUEUED_LIMIT, BATCH_LIMIT = 5, 40_000
+"""Of every tenant: tasks, tokens."""
+TENANTS = {"lions": (3.0, 0), "mice": (1.0, 2), "default": (0.5, 1)}
+"""Weight, and the most that may run at once when a test begins; 0: any number."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a task asks for beside its answer."""
+
+    tenant: str = "lions"
+    lane: Lane = Lane.NORMAL
+    attached: bool = False
+    replies: bool = False
+    session: str = ""
+    later: bool = False
+    owes: bool = False
+    metered: bool = False
+    tokens_out: int = 0
 
 
 @dataclass
@@ -64,12 +100,31 @@ class Driver:
         """What was taken from its place by no script."""
         self._seen = observed.Observed(bus, SHARD)
 
+    async def begin(self) -> None:
+        for name, (weight, cap) in TENANTS.items():
+            await self.set_terms(name, weight, cap)
+
     # -- clients
 
-    async def submit(self, id: str, lane: Lane, *, attached: bool, replies: bool, session: str) -> None:
-        made = tasks.item(id, lane=lane, attached=attached, reply_to="orders" if replies else "", session=session)
-        task = Task(id, lane, session, replies)
-        expected = doors.submit(self.model, task, attached=attached)
+    async def submit(self, id: str, wish: Wish) -> None:
+        made = tasks.item(
+            id,
+            lane=wish.lane,
+            tenant=wish.tenant,
+            attached=wish.attached,
+            reply_to="orders" if wish.replies else "",
+            session=wish.session,
+            starts_in_ms=600_000 if wish.later else 0,
+            tokens_out=wish.tokens_out,
+            queued_limit=QUEUED_LIMIT,
+            batch_limit=BATCH_LIMIT,
+            metered="1" if wish.metered else "",
+            owes="1" if wish.owes else "",
+        )
+        task = Task(id, wish.lane, wish.tenant, wish.session, wish.replies, wish.metered, wish.owes)
+        task.tokens_out = wish.tokens_out
+        limits = {"queued_limit": QUEUED_LIMIT, "batch_limit": BATCH_LIMIT}
+        expected = doors.submit(self.model, task, attached=wish.attached, later=wish.later, **limits)
         expect(list(await submit(self.bus, SHARD, CONFIG, [made])), [expected])
         await self.compare()
 
@@ -88,13 +143,19 @@ class Driver:
     async def read_arrivals(self) -> None:
         self.read += await tasks.arrivals(self.bus)
 
-    async def admit(self, arrivals: Sequence[Arrival]) -> None:
-        expected = scheduler.admit(self.model, [Entry(arrival.id, entry=arrival.entry) for arrival in arrivals])
-        expect(await admit(self.bus, SHARD, arrivals), expected)
+    async def admit(self, arrivals: Sequence[Arrival], quota: str = "") -> None:
+        asked = [Asked(arrival.id, entry=arrival.entry, quota=quota) for arrival in arrivals]
+        expected, before = scheduler.admit(self.model, asked), self._seen.clocks
+        asking = [replace(arrival, quota=quota) for arrival in arrivals]
+        expect(await admit(self.bus, SHARD, LIMITS, asking), expected)
         await self.compare()
+        for lane, turns in self._seen.clocks.turns.items():
+            early = {name for name in turns.keys() - before.turns[lane] if turns[name] < before.now[lane]}
+            assert not early, f"{early} come into the turns of {lane} before its time: {before}"
 
     async def dispatch(self, most: int) -> None:
-        answer = await dispatch(self.bus, SHARD, LIMITS, most)
+        model, before = deepcopy(self.model), self._seen.clocks
+        answer = await dispatch(self.bus, SHARD, CONFIG, most)
         known = {entry.entry for work in self.model.work.values() for entry in work}
         chosen = {
             item[b"t"].decode(): name
@@ -102,8 +163,26 @@ class Driver:
             for entry, item in await tasks.entries(self.bus, SHARD.work(name))
             if entry not in known
         }
-        expect(astuple(answer), scheduler.dispatch(self.model, most, chosen))
+        put_off = await self.bus.commands.call("ZRANGE", SHARD.later, 0, -1)
+        turns = [await self.bus.commands.call("ZRANGE", key, 0, -1) for key in SHARD.turns]
+        done = Chosen(
+            chosen,
+            {id.decode() for id in put_off} - self.model.later.keys(),
+            {lane: {name.decode() for name in names} for lane, names in zip(Lane, turns, strict=True)},
+        )
+        expect(astuple(answer), scheduler.dispatch(self.model, most, done))
         await self.compare()
+        if most == len(chosen) == 1 and not done.aside:
+            ((id, worker),) = chosen.items()
+            scheduler.check_turn(model, before, model.tasks[id], worker)
+
+    async def set_terms(self, tenant: str, weight: float, cap: int) -> None:
+        """The policy has changed."""
+        before = self.model.caps[tenant]
+        if before and (cap == 0 or cap > before):
+            self.model.late.add(tenant)
+        self.model.caps[tenant] = cap
+        await self.bus.commands.call("HSET", SHARD.tenants, tenant, f"{weight} {cap}")
 
     async def reap(self) -> None:
         expect(astuple(await reap(self.bus, SHARD, LIMITS)), scheduler.reap(self.model))
@@ -128,7 +207,7 @@ class Driver:
 
     # -- workers
 
-    async def join(self, slots: int) -> None:
+    async def join(self, slots: Slots) -> None:
         self.owners.append(Owner(SHARD, f"w{len(self.owners)}", new_nonce(), LIMITS))
         await self.beat(self.owners[-1], slots)
 
@@ -136,7 +215,7 @@ class Driver:
         self.runs.append(Run(replace(run.owner, nonce=new_nonce()), run.hand, run.attempt, run.made))
         return self.runs[-1]
 
-    async def beat(self, owner: Owner, slots: int) -> None:
+    async def beat(self, owner: Owner, slots: Slots) -> None:
         mine = list({run.hand.id: run for run in self.runs if run.owner is owner}.values())
         expected = worker.beat(self.model, Fence(owner.worker, owner.nonce), slots, [run.hold for run in mine])
         held = [(run.hand.id, run.hand.epoch) for run in mine]
@@ -188,10 +267,10 @@ class Driver:
             run.made = max(run.made, made.last)
         await self.compare()
 
-    async def finish(self, run: Run, first: int, count: int, state: State) -> str:
+    async def finish(self, run: Run, first: int, count: int, state: State, tokens: int = 20) -> str:
         tail = run.range(first, count)
         expected = worker.finish(self.model, run.fence, run.hold, tail, state)
-        ending = tasks.ending(run.hand, tail.first, tail.last, attempt=run.attempt, state=state)
+        ending = tasks.ending(run.hand, tail.first, tail.last, attempt=run.attempt, state=state, tokens=tokens)
         expect(await finish(self.bus, run.owner, [ending]), [expected])
         await self.compare()
         return expected
@@ -203,7 +282,8 @@ class Driver:
         end = tasks.finished_event(tail.last, run.attempt, State.FAILED)
         hand = run.hand
         item = Release(
-            *(hand.id, hand.epoch, hand.entry, tail.first, tail.last, chunks, b"", charge, why, 1000, 200, b"{}", end)
+            *(hand.id, hand.epoch, hand.entry, tail.first, tail.last, chunks, b"", 10 + tail.last),
+            *(charge, why, 1000, 200, b"{}", end),
         )
         expect(await release(self.bus, run.owner, [item]), [expected])
         await self.compare()
@@ -226,25 +306,30 @@ class Driver:
     async def silence(self, owner: Owner) -> None:
         """Its last beat was long ago."""
         announced = self.model.workers[owner.worker]
-        await self.bus.commands.call("HSET", SHARD.workers, owner.worker, f"1 {announced.slots} {{}}")
+        slots = " ".join(map(str, astuple(announced.slots)))
+        await self.bus.commands.call("HSET", SHARD.workers, owner.worker, f"1 {slots} {{}}")
         announced.silent = True
 
     async def lose_place(self, id: str) -> None:
         """What only lost data or a foreign hand can bring about."""
-        lane = self.model.tasks[id].lane
-        for key in (SHARD.leases, SHARD.later, *tasks.BACKLOGS):
+        task = self.model.tasks[id]
+        for key in (SHARD.leases, SHARD.later, SHARD.backlog(task.lane, task.tenant)):
             await self.bus.commands.call("ZREM", key, id)
         for index in (self.model.leases, self.model.later):
             index.pop(id, None)
-        self.model.backlogs[lane].discard(id)
+        backlog = self.model.backlogs[task.lane, task.tenant]
+        backlog.discard(id)
+        if not backlog and task.tenant in self.model.turns[task.lane]:
+            self.model.hollow.add((task.lane, task.tenant))
         self.astray.add(id)
 
     # -- comparing
 
     async def compare(self) -> None:
         ids, names = [*self.model.tasks, *self.model.tombstones], [owner.worker for owner in self.owners]
-        await self._seen.read(ids, names)
+        await self._seen.read(ids, names, TENANTS)
         faults = observed.differences(observed.told(self.model), self._seen.view)
+        faults += [*self._seen.faults(), *self.model.forgotten()]
         assert not faults, "\n".join(faults)
         for entry, id in zip(self.model.arrivals, self._seen.arrivals, strict=True):
             entry.entry = id

@@ -20,6 +20,8 @@ from shared.cancel import Canceller, cancel
 from shared.config import Config, Limits
 from shared.keys import OUTBOX, SCHEDULER, WORKERS
 from shared.lifecycle import State
+from shared.payer import ANONYMOUS
+from shared.quota import Quotas
 from shared.request import from_json
 from shared.submit import Submitter
 from tests.model.recorder import Mishap, Recorder, live_through
@@ -51,7 +53,7 @@ class Stage:
         body = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": text}]}
         envelope = {"body": body, "route": "/v1/chat/completions", "task_id": KEY, "reply_to": "orders"}
         submitter = Submitter(bus, CONFIG)
-        request = from_json(CONFIG, msgspec.json.encode(envelope))
+        request = from_json(CONFIG, ANONYMOUS, msgspec.json.encode(envelope))
         self.ids = [(await submitter.submit(request, submitter.new_id(request))).id]
 
     async def cancel(self, bus: Bus) -> None:
@@ -69,7 +71,7 @@ class Stage:
         return [Entry(id, dict(zip(fields[::2], fields[1::2], strict=True))) for id, fields in pairs if fields]
 
     async def schedule(self, bus: Bus) -> None:
-        await Intake(bus, SHARD, LIMITS).on_arrivals(self.entries)
+        await Intake(bus, SHARD, CONFIG).on_arrivals(self.entries)
 
     # -- workers
 
@@ -130,7 +132,7 @@ class Stage:
         """Every worker has been silent for too long, every retry is due."""
         call = self.bus.commands.call
         for name in await call("HKEYS", SHARD.workers):
-            await call("HSET", SHARD.workers, name, "1 4 {}")
+            await call("HSET", SHARD.workers, name, "1 4 4 4 {}")
         for key in (SHARD.leases, SHARD.later):
             for id in await call("ZRANGE", key, 0, -1):
                 await call("ZADD", key, 1, id)
@@ -143,11 +145,11 @@ class Stage:
         astray = [Look(id, verdict) for id, verdict in zip(found, first, strict=True) if verdict.isdigit()]
         await repair(bus, SHARD, LIMITS, astray)
         await due(bus, SHARD, LIMITS)
-        await Intake(bus, SHARD, LIMITS).dispatch()
+        await Intake(bus, SHARD, CONFIG).dispatch()
 
     async def reply(self, bus: Bus) -> None:
         """As the consumer of the outbox."""
-        done = await Outbox(bus, SHARD).on_entries(self.entries)
+        done = await Outbox(bus, SHARD, Quotas(bus, CONFIG)).on_entries(self.entries)
         if done:
             await asyncio.gather(
                 bus.commands.send("XACK", SHARD.outbox, OUTBOX, *done), bus.commands.send("XDEL", SHARD.outbox, *done)

@@ -1,17 +1,20 @@
 """One shard, read from Redis and told by the model, in one form: a dictionary in which a difference has a name."""
 
 import asyncio
+import math
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from services.inference.scripts import Slots
 from shared.bus.client import Bus
 from shared.bus.connection import Reply
 from shared.keys import ShardKeys
 from shared.lifecycle import Lane
 from shared.messages import Chunks, Event, Finished, Pending, Reset, Resumed, Started, decode_event
 from tests.model.lifecycle import Said, Shard, Task
+from tests.model.scheduler import Clocks
 
 View = dict[str, object]
 INDEXES = ("leases", "expiry", "attached", "later")
@@ -39,17 +42,27 @@ class Observed:
         self.work: dict[str, list[bytes]] = {}
         """Entry ids of each worker's stream."""
         self.created_at_ms: dict[str, int] = {}
+        self.clocks = Clocks({}, {}, {})
+        self._places: dict[str, float] = {}
+        """Of the tasks in backlogs."""
+        self._rested: dict[Lane, dict[str, float]] = {}
 
-    async def read(self, ids: Iterable[str], workers: Iterable[str]) -> None:
+    async def read(self, ids: Iterable[str], workers: Iterable[str], tenants: Iterable[str]) -> None:
         """All of it leaves as one write, so that a step costs two."""
-        self.view, self.work = {}, {}
+        self.view, self.work, self._places, self.clocks = {}, {}, {}, Clocks({}, {}, {})
         put_off, self._putting_off = self._putting_off, []
         time, live = self._send("TIME"), asyncio.ensure_future(self._entries(self._shard.bus(0)))
         await asyncio.gather(
             *(self._read_task(id, live) for id in ids),
             *(self._read_work(name) for name in workers),
             *(self._read_index(name) for name in INDEXES),
-            *(self._read_lane(lane, key) for lane, key in zip(Lane, self._shard.backlogs, strict=True)),
+            *(self._read_backlog(lane, tenant) for lane in Lane for tenant in tenants),
+            *(
+                self._read_lane(lane, *keys)
+                for lane, *keys in zip(Lane, self._shard.turns, self._shard.rested, strict=True)
+            ),
+            *(self._read_running(tenant) for tenant in tenants),
+            *(self._read_counts(name) for name in ("waiting", "held")),
             self._read_streams(),
             self._read_workers(),
             *put_off,
@@ -92,7 +105,12 @@ class Observed:
         if exists:
             self.work[worker] = [entry for entry, _ in items]
             self.view[f"work {worker}"] = [
-                (item[b"t"].decode(), int(item.get(b"e", 0)), item.get(b"stop", b"").decode()) for _, item in items
+                (
+                    item[b"t"].decode(),
+                    int(item.get(b"e", 0)),
+                    *(item.get(name, b"").decode() for name in (b"stop", b"l")),
+                )
+                for _, item in items
             ]
 
     async def _read_index(self, name: str) -> None:
@@ -104,8 +122,30 @@ class Observed:
         if held:
             self._putting_off.append(self._send("ZADD", key, "XX", *held))
 
-    async def _read_lane(self, lane: Lane, key: str) -> None:
-        self.view[f"backlog {lane}"] = {id.decode() for id in await self._send("ZRANGE", key, 0, -1)}
+    async def _read_backlog(self, lane: Lane, tenant: str) -> None:
+        places = await self._scores(self._shard.backlog(lane, tenant))
+        self._places |= places
+        if places:
+            self.view[f"backlog {lane} {tenant}"] = set(places)
+
+    async def _read_lane(self, lane: Lane, turns: str, rested: str) -> None:
+        clocks = self.clocks
+        clocks.turns[lane], self._rested[lane], told = await asyncio.gather(
+            self._scores(turns),
+            self._scores(rested),
+            self._send("HMGET", self._shard.fair, f"v:{lane}", f"t:{lane}"),
+        )
+        clocks.now[lane], clocks.tags[lane] = (float(value or 0) for value in told)
+        self.view[f"turns {lane}"] = set(clocks.turns[lane])
+
+    async def _read_running(self, tenant: str) -> None:
+        members = await self._send("SMEMBERS", self._shard.running(tenant))
+        if members:
+            self.view[f"running {tenant}"] = {id.decode() for id in members}
+
+    async def _read_counts(self, name: str) -> None:
+        flat = _pairs(await self._send("HGETALL", self._shard.base + name))
+        self.view[name] = {field.decode(): int(count) for field, count in flat.items()}
 
     async def _read_streams(self) -> None:
         shard = self._shard
@@ -122,9 +162,28 @@ class Observed:
             self._send("HGETALL", self._shard.workers), self._send("HGETALL", self._shard.suspects)
         )
         announced = {name.decode(): value.split() for name, value in _pairs(said).items()}
-        self.view["workers"] = {name: (int(slots), beat == b"1") for name, (beat, slots, *_) in announced.items()}
+        self.view["workers"] = {
+            name: (Slots(*map(int, slots)), beat == b"1") for name, (beat, *slots, _) in announced.items()
+        }
         suspected = {name.decode(): value.split() for name, value in _pairs(suspects).items()}
         self.view["suspects"] = {name: (id.decode(), int(epoch)) for name, (id, epoch) in suspected.items()}
+
+    async def _scores(self, key: str) -> dict[str, float]:
+        flat = _pairs(await self._send("ZRANGE", key, 0, -1, "WITHSCORES"))
+        return {member.decode(): float(score) for member, score in flat.items()}
+
+    def faults(self) -> Iterator[str]:
+        """What is wrong whatever the model says."""
+        for id, place in self._places.items():
+            if place != self.created_at_ms[id]:
+                yield f"{id} waits at {place}, it came at {self.created_at_ms[id]}"
+        for lane in Lane:
+            turns, rested = self.clocks.turns[lane], self._rested[lane]
+            if both := turns.keys() & rested.keys():
+                yield f"{both} take turns and rest in {lane}"
+            times = [*turns.values(), *rested.values(), self.clocks.now[lane], self.clocks.tags[lane]]
+            if not all(map(math.isfinite, times)):
+                yield f"the virtual times of {lane} are {times}"
 
     async def _entries(self, stream: str) -> Items:
         found: Reply = await self._send("XRANGE", stream, "-", "+")
@@ -161,8 +220,11 @@ def told(shard: Shard) -> View:
     """The same of the model."""
     view: View = {f"task {id}": "tombstone" for id in shard.tombstones}
     view |= {f"task {task.id}": _told_task(task) for task in shard.tasks.values()}
-    view |= {f"work {name}": [(e.task, e.epoch, e.stop) for e in work] for name, work in shard.work.items()}
-    view |= {f"backlog {lane}": ids for lane, ids in shard.backlogs.items()}
+    view |= {f"work {name}": [(e.task, e.epoch, e.stop, e.lane) for e in work] for name, work in shard.work.items()}
+    view |= {f"backlog {lane} {tenant}": ids for (lane, tenant), ids in shard.backlogs.items() if ids}
+    view |= {f"turns {lane}": tenants for lane, tenants in shard.turns.items()}
+    view |= {f"running {tenant}": ids for tenant, ids in shard.running.items() if ids}
+    view |= {"waiting": shard.waiting, "held": shard.held}
     view |= {"leases": shard.leases, "expiry": shard.expiry, "attached": shard.attached, "later": shard.later}
     view |= {"in": [entry.task for entry in shard.arrivals], "suspects": shard.suspects}
     view |= {"outbox": shard.outbox, "dead": shard.dead}

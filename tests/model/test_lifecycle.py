@@ -4,18 +4,20 @@ audited. A failure prints its steps. A long search: `pytest tests/model --hypoth
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from msgspec.structs import astuple
 
-from services.inference.scripts import Owner
+from services.inference.scripts import Owner, Slots
 from shared.bus.client import Bus
 from shared.lifecycle import Lane, State
-from tests.model.driver import LIMITS, Driver, Run
-from tests.model.scheduler import free_slots
+from tests.model.driver import LIMITS, TENANTS, Driver, Run, Wish
+from tests.model.scheduler import rooms
 from tests.model.worker import held
 from tests.support import audit, redis
 from tests.support.tasks import SHARD
@@ -23,11 +25,27 @@ from tests.support.tasks import SHARD
 EXAMPLES = 80
 """Ten seconds a version, twenty on a busy machine."""
 T = TypeVar("T")
+REPLIED = Wish(replies=True, session="s")
 FEW = st.sampled_from([0, 0, 0, 1, 1, 2, 3, 4])
 """Picks one of the newest; small numbers, so that steps meet."""
 SKEW = st.sampled_from([0, 0, 0, 0, -1, 1])
 """How far a range is from where it must begin."""
 CHARGES = ("failure", "crash", "none")
+WISHES = st.builds(
+    Wish,
+    tenant=st.sampled_from([*TENANTS, "lions"]),
+    lane=st.sampled_from(Lane),
+    attached=st.booleans(),
+    later=st.sampled_from([False, False, False, True]),
+    owes=st.sampled_from([False, False, False, True]),
+    metered=st.booleans(),
+    tokens_out=st.sampled_from([0, 100, 30_000]),
+)
+SLOTS = st.builds(
+    lambda *slots: Slots(*sorted(slots, reverse=True)), st.integers(1, 4), st.integers(0, 4), st.integers(0, 4)
+)
+"""No more of the less urgent lanes than of all."""
+TERMS = st.tuples(st.sampled_from(sorted(TENANTS)), st.sampled_from([0.5, 1, 7]), st.integers(0, 2))
 STATES = (State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED)
 
 
@@ -78,11 +96,9 @@ class Lifecycle(RuleBasedStateMachine):
     def live(self) -> list[str]:
         return [task.id for task in self.model.tasks.values() if not task.state.terminal]
 
-    @initialize(
-        slots=st.lists(st.integers(1, 3), min_size=1, max_size=2), running=st.integers(0, 3), crashed=st.booleans()
-    )
-    def begin(self, slots: list[int], running: int, crashed: bool) -> None:
-        self.do(*map(self.driver.join, slots))
+    @initialize(slots=st.lists(SLOTS, min_size=1, max_size=2), running=st.integers(0, 3), crashed=st.booleans())
+    def begin(self, slots: list[Slots], running: int, crashed: bool) -> None:
+        self.do(self.driver.begin(), *map(self.driver.join, slots))
         for _ in range(running):
             self.submit_new()
         self.bring_forward()
@@ -92,12 +108,12 @@ class Lifecycle(RuleBasedStateMachine):
 
     # Rules are few, so that each comes often enough to meet the others.
 
-    def submit_new(self, lane: Lane = Lane.NORMAL, *, attached: bool = False) -> None:
-        self.do(self.driver.submit(self.new_id(), lane, attached=attached, replies=not attached, session="s"))
+    def submit_new(self, wish: Wish = REPLIED) -> None:
+        self.do(self.driver.submit(self.new_id(), wish))
 
-    @rule(lane=st.sampled_from(Lane), attached=st.booleans())
-    def submit(self, lane: Lane, attached: bool) -> None:
-        self.submit_new(lane, attached=attached)
+    @rule(wish=WISHES)
+    def submit(self, wish: Wish) -> None:
+        self.submit_new(replace(wish, replies=not wish.attached, session="s"))
 
     @precondition(lambda self: self.ids)
     @rule(
@@ -113,21 +129,23 @@ class Lifecycle(RuleBasedStateMachine):
             case "cancel one to come":
                 self.do(driver.cancel([self.new_id()]))
             case "submit again":
-                self.do(driver.submit(id, Lane.NORMAL, attached=False, replies=True, session=""))
+                self.do(driver.submit(id, Wish(replies=True)))
             case _:
                 self.do(driver.attend(self.ids))
 
     @rule(
-        n=FEW, what=st.sampled_from(["read", "admit", "admit one", "dispatch", "dispatch one", "reap", "due", "repair"])
+        n=FEW,
+        what=st.sampled_from(["read", "admit", "admit one", "dispatch", "dispatch one", "reap", "due", "repair"]),
+        quota=st.sampled_from(["", "taken", "600000"]),
     )
-    def schedule(self, n: int, what: str) -> None:
+    def schedule(self, n: int, what: str, quota: str) -> None:
         driver = self.driver
         read = driver.read[-1 - n % len(driver.read) :] if driver.read else []
         match what:
             case "read":
                 self.do(driver.read_arrivals())
             case "admit" | "admit one" if read:
-                self.do(driver.admit(read if what == "admit" else read[:1]))
+                self.do(driver.admit(read if what == "admit" else read[:1], quota))
             case "dispatch" | "dispatch one":
                 self.do(driver.dispatch(100 if what == "dispatch" else 1))
             case "reap":
@@ -143,16 +161,18 @@ class Lifecycle(RuleBasedStateMachine):
         driver = self.driver
         if len(self.live()) < 3:
             self.submit_new()
-        if not any(free_slots(self.model).values()):
-            self.do(driver.join(2))
+        if all(min(astuple(room)) <= 0 for room in rooms(self.model).values()):
+            self.do(driver.join(Slots(2, 2, 2)))
         self.do(driver.read_arrivals(), driver.admit(driver.read[-4:]), driver.dispatch(100))
         for owner in driver.owners:
             self.do(driver.take(owner))
         for run in [run for run in driver.runs if not run.attempt]:
             self.do(driver.start(run))
 
-    @rule(n=FEW, what=st.sampled_from(["join", "beat", "beat", "take", "start", "retire", "retire at last"]), slots=FEW)
-    def be_a_worker(self, n: int, what: str, slots: int) -> None:
+    @rule(
+        n=FEW, what=st.sampled_from(["join", "beat", "beat", "take", "start", "retire", "retire at last"]), slots=SLOTS
+    )
+    def be_a_worker(self, n: int, what: str, slots: Slots) -> None:
         driver, owner = self.driver, newest(self.driver.owners, n)
         match what:
             case "join" if len(driver.owners) < 4:
@@ -182,12 +202,23 @@ class Lifecycle(RuleBasedStateMachine):
             elif then == "start again":
                 self.do(self.driver.start(run))
 
-    @rule(n=FEW, skew=SKEW, count=st.integers(0, 2), state=st.sampled_from(STATES), again=st.booleans())
-    def finish(self, n: int, skew: int, count: int, state: State, again: bool) -> None:
+    @rule(
+        n=FEW,
+        skew=SKEW,
+        count=st.integers(0, 2),
+        state=st.sampled_from(STATES),
+        again=st.booleans(),
+        tokens=st.sampled_from([0, 20, 9000]),
+    )
+    def finish(self, n: int, skew: int, count: int, state: State, again: bool, tokens: int) -> None:
         if run := self.run(n):
             first = max(1, run.made + 1 + skew)
             for _ in range(1 + again):
-                self.do(self.driver.finish(run, first, count, state))
+                self.do(self.driver.finish(run, first, count, state, tokens))
+
+    @rule(terms=TERMS)
+    def reload(self, terms: tuple[str, float, int]) -> None:
+        self.do(self.driver.set_terms(*terms))
 
     @rule(n=FEW, skew=SKEW, count=st.integers(0, 2), charge=st.sampled_from(CHARGES), again=st.booleans())
     def release(self, n: int, skew: int, count: int, charge: str, again: bool) -> None:
@@ -225,7 +256,8 @@ class Lifecycle(RuleBasedStateMachine):
             return
         self.runner.run(settle(self.driver))
         content = audit.read(self.url, SHARD)
-        faults = audit.faults_of_tasks(content, self.model.tasks.keys(), LIMITS) + audit.faults_of_drained(content)
+        faults = list(self.model.forgotten())
+        faults += audit.faults_of_tasks(content, self.model.tasks.keys(), LIMITS) + audit.faults_of_drained(content)
         assert not faults, faults
 
 
@@ -238,17 +270,19 @@ async def settle(driver: Driver) -> None:
     for id in list(model.leases):
         await driver.make_due("leases", id)
     await driver.read_arrivals()
-    await driver.admit(driver.read)
+    await driver.admit(driver.read, "taken")
     await driver.reap()
     for task in model.tasks.values():
         await driver.repair(task.id)
     await driver.reap()
-    await driver.join(100)
+    await driver.join(Slots(100, 100, 100))
     last = driver.owners[-1]
     while any(not task.state.terminal for task in model.tasks.values()):
         for id in list(model.later):
             await driver.make_due("later", id)
         await driver.due()
+        await driver.read_arrivals()
+        await driver.admit(driver.read, "taken")
         await driver.dispatch(100)
         before = len(driver.runs)
         await driver.take(last)
@@ -257,6 +291,8 @@ async def settle(driver: Driver) -> None:
                 await driver.finish(run, run.made + 1, 1, State.COMPLETED)
     await driver.read_arrivals()
     await driver.admit(driver.read)
+    await driver.dispatch(100)
+    await driver.due()
     await driver.bus.commands.call("DEL", SHARD.outbox)  # the notifier
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from services.inference.scripts import NO_SLOTS, Slots
 from shared.lifecycle import State
 from tests.model.lifecycle import Announced, Shard, Task
 
@@ -38,7 +39,7 @@ def held(shard: Shard, fence: Fence, hold: Hold) -> Task | None:
     return task
 
 
-def beat(shard: Shard, fence: Fence, slots: int, holds: Sequence[Hold]) -> dict[str, str]:
+def beat(shard: Shard, fence: Fence, slots: Slots, holds: Sequence[Hold]) -> dict[str, str]:
     before = shard.workers.get(fence.worker)
     shard.workers[fence.worker] = Announced(slots)
     shard.work.setdefault(fence.worker, [])
@@ -113,9 +114,9 @@ def emit(shard: Shard, fence: Fence, hold: Hold, made: Range) -> str:
 
 
 def finish(shard: Shard, fence: Fence, hold: Hold, tail: Range, state: State) -> str:
-    none_arriving, some_waiting = not shard.arrivals, any(shard.backlogs.values())
+    none_arriving = not shard.arrivals
     verdict = _finish(shard, fence, hold, tail, state)
-    shard.wake(none_arriving and some_waiting)
+    shard.wake(none_arriving and any(shard.turns.values()))
     return verdict
 
 
@@ -191,7 +192,7 @@ def retire(shard: Shard, fence: Fence, *, running: bool) -> tuple[int, int]:
             shard.clear(fence.worker, entry.entry)
     left = len(shard.work.get(fence.worker, []))
     if left:
-        shard.workers.setdefault(fence.worker, Announced(0)).slots = 0
+        shard.workers.setdefault(fence.worker, Announced()).slots = NO_SLOTS
     else:
         shard.forget(fence.worker)
     shard.wake(handed_back)

@@ -43,3 +43,14 @@ async def test_stopping_waits_for_no_interval() -> None:
     await wait_until(lambda: loop.last_pass_s is not None, "it made a pass")
     await loop.stop()
     await asyncio.wait_for(running, 1)
+
+
+async def test_waking_waits_for_no_interval() -> None:
+    work = Work()
+    loop = Periodic("tidying", 3600, work)
+    running = asyncio.create_task(loop.run())
+    await wait_until(lambda: work.calls == 1, "it was called")
+    loop.wake()
+    await wait_until(lambda: work.calls == 2, "it was called again")
+    await loop.stop()
+    await running

@@ -153,9 +153,11 @@ def test_what_is_no_wish_for_the_cache_is_refused(door: Door, said: str) -> None
 
 
 def test_headers_say_what_a_body_of_the_openai_api_cannot() -> None:
-    task = headers(lane="low", cache="60", expires_in="7.5", on_limit="wait")
+    task = headers(lane="low", cache="60", expires_in="7.5", on_limit="wait", session="ann")
     assert (task.lane, task.cache, task.expires_in_s, task.waits) == (Lane.BATCH, "60", 7.5, True)
+    assert task.session == "ann"
     assert headers().lane is Lane.INTERACTIVE
+    assert (headers(session="s-1").session, headers().session) == ("s-1", "")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,9 @@ def test_headers_say_what_a_body_of_the_openai_api_cannot() -> None:
         ({"expires_in": "soon"}, "`x-headrace-expires-in` is 'soon'; expected seconds"),
         ({"expires_in": "nan"}, "`x-headrace-expires-in` is nan; allowed: above 0"),
         ({"expires_in": "3601"}, "`x-headrace-expires-in` is 3601.0; allowed: above 0, at most 3600"),
+        ({"session": "a b"}, "`x-headrace-session` is 'a b'; allowed are 1 to 128"),
         ({"on_limit": "no"}, "`x-headrace-on-limit` is 'no'; allowed: refuse, wait"),
+        ({"session": "a b"}, "`x-headrace-session` is 'a b'; allowed are 1 to 128 letters"),
     ],
 )
 def test_a_wrong_header_is_refused_by_its_name(wishes: dict[str, str], message: str) -> None:

@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tests.simulate import report, trace
+from tests.simulate.promises import Check
+from tests.simulate.recording import Recording
 from tests.simulate.run import simulate
-from tests.simulate.scenarios import SCENARIOS, Check, Scenario, given
+from tests.simulate.scenarios import SCENARIOS, Scenario, given
 from tests.simulate.world import Setup
 
 
@@ -91,7 +93,7 @@ def _run_one(scenario: Scenario, setup: Setup, out: Path | None) -> list[Check]:
     return checks
 
 
-def _keep(scenario: Scenario, setup: Setup, recording: report.Recording, out: Path) -> None:
+def _keep(scenario: Scenario, setup: Setup, recording: Recording, out: Path) -> None:
     from tests.simulate import draw  # takes a second to import, and is not needed without --out
 
     out.mkdir(parents=True, exist_ok=True)

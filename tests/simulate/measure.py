@@ -8,10 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from msgspec import Struct
 
 from shared.lifecycle import Lane, State
-from tests.simulate.recording import Recording, Told
+from tests.simulate.recording import Recording, Stint, Told
 
 Window = tuple[float, float]
 """From, until (s)."""
+Which = Callable[[Told], bool]
+
+
+def every(task: Told) -> bool:
+    return True
 
 
 class Share(Struct, frozen=True):
@@ -103,7 +108,7 @@ def both(some: Sequence[Window], others: Sequence[Window]) -> Iterator[Window]:
             j += 1
 
 
-def waits(recording: Recording, which: Callable[[Told], bool] = lambda _: True) -> dict[Lane, Waits]:
+def waits(recording: Recording, which: Which = every) -> dict[Lane, Waits]:
     """Of tasks that started, by lane; lanes without any are left out."""
     found: dict[Lane, list[float]] = defaultdict(list)
     for task in recording.told:
@@ -122,11 +127,11 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def busy(recording: Recording, step_s: float, *, what: Callable[[Told], bool] = lambda _: True) -> list[float]:
+def busy(recording: Recording, step_s: float, *, which: Which = every) -> list[float]:
     """Mean number of slots in use, for each step of the run."""
     steps = [0.0] * (int(recording.ended_s / step_s) + 1)
     for stint in recording.stints:
-        if what(recording.told[stint.task]):
+        if which(recording.told[stint.task]):
             for step in range(int(stint.began_s / step_s), min(len(steps) - 1, int(stint.ended_s / step_s)) + 1):
                 inside = min(stint.ended_s, (step + 1) * step_s) - max(stint.began_s, step * step_s)
                 steps[step] += max(0.0, inside) / step_s
@@ -159,7 +164,7 @@ def waiting_windows(recording: Recording) -> Iterator[Window]:
     return union((task.row.arrival_s, left_s(recording, task)) for task in recording.told if not task.refusal)
 
 
-def _pairs(windows: Sequence[Window], recording: Recording) -> Iterator[tuple[Window, "Stint"]]:  # noqa: F821
+def _pairs(windows: Sequence[Window], recording: Recording) -> Iterator[tuple[Window, Stint]]:
     ends = [window[1] for window in windows]
     for stint in recording.stints:
         for window in windows[bisect_right(ends, stint.began_s) :]:
@@ -186,7 +191,9 @@ def etas(recording: Recording) -> Etas | None:
 def overtaken(recording: Recording, after_s: float = 0.02) -> list[int]:
     """For each interactive task that came when no other one waited, how many tasks of other lanes started before it did. What
     a message takes is granted."""
-    others = sorted(t.started_s for t in recording.told if t.row.lane is not Lane.INTERACTIVE and t.started_s is not None)
+    others = sorted(
+        t.started_s for t in recording.told if t.row.lane is not Lane.INTERACTIVE and t.started_s is not None
+    )
     counts, waits_until_s = [], 0.0
     for task in recording.told:
         if task.row.lane is Lane.INTERACTIVE and task.started_s is not None:

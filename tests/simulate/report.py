@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from shared.lifecycle import State
 from tests.simulate import measure
+from tests.simulate.promises import Check
 from tests.simulate.recording import Recording
-from tests.simulate.scenarios import Check
 
 
 def text(recording: Recording, tenants: Sequence[str], checks: Sequence[Check]) -> str:
@@ -60,10 +60,8 @@ def _waits(recording: Recording) -> list[str]:
 
 
 def _slots(recording: Recording) -> list[str]:
-    return [
-        f"  slots in use  {measure.utilisation(recording, (0.0, recording.ended_s)):.1%} of the time, "
-        f"{measure.utilisation(recording):.1%} while tasks waited"
-    ]
+    always, waiting = measure.utilisation(recording, (0.0, recording.ended_s)), measure.utilisation(recording)
+    return [f"  slots in use  {always:.1%} of the time, {waiting:.1%} while tasks waited"]
 
 
 def _etas(recording: Recording) -> list[str]:
@@ -71,7 +69,5 @@ def _etas(recording: Recording) -> list[str]:
     if etas is None:
         return []
     late = sum(task.state is State.EXPIRED for task in recording.told)
-    return [
-        f"  predictions   {etas.count}; error p50 {etas.median_s:.2f} s, p90 {etas.p90_s:.2f} s, mean {etas.bias_s:+.2f} s; "
-        f"{etas.close:.0%} within 1 s or a quarter; {late} tasks expired"
-    ]
+    errors = f"error p50 {etas.median_s:.2f} s, p90 {etas.p90_s:.2f} s, mean {etas.bias_s:+.2f} s"
+    return [f"  predictions   {etas.count}; {errors}; {etas.close:.0%} within 1 s or a quarter; {late} tasks expired"]

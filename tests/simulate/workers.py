@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from services.inference.heartbeat import BEATS
 from services.inference.capacity import ceilings
+from services.inference.heartbeat import BEATS
 from services.inference.scripts import Hand, Owner, Running, Slots
 from shared.lifecycle import State
 from tests.simulate.calls import seconds

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Raw
 
-from services.inference.scripts import Ending, Hand, Owner, start
+from services.inference.scripts import Ending, Hand, Owner, Running, start
 from services.scheduler.scripts import Arrival, Followed, admit, dispatch, follow
 from shared.bus.client import Bus
 from shared.bus.connection import Reply
@@ -72,8 +72,13 @@ async def run(bus: Bus, owner: Owner, id: str) -> Hand:
     await dispatch(bus, SHARD, tasks.CONFIG)
     (hand,) = await tasks.hands(bus, owner)
     assert hand.id == id
-    await start(bus, owner, [hand])
+    await begin(bus, owner, hand)
     return hand
+
+
+async def begin(bus: Bus, owner: Owner, hand: Hand) -> None:
+    (verdict,) = await start(bus, owner, [hand])
+    assert isinstance(verdict, Running)
 
 
 async def complete(bus: Bus, owner: Owner, id: str, *, result: bytes = RESULT, chunks: int = 0) -> None:

@@ -17,6 +17,7 @@ from services.cli.up.plan import Options, Plan, free_port, host_of, make_plan
 from services.cli.up.redis_server import own_server
 from services.cli.up.screen import Screen
 from shared import config
+from shared.payer import is_loopback, keys_required
 from shared.settings import mask
 
 QUESTION = "Why is the sky blue? Answer in one sentence."
@@ -68,10 +69,16 @@ class Up:
         self._screen.say("\n" + "\n".join(f"  {name:<6} {mask(url)}" for name, url in urls.items()) + "\n")
         if self._options.once is not None:
             return await self._ask(urls["http"], self._options.once)
-        if not self._options.json:
+        if not self._options.json and self._may_ask():
             await self._ask(urls["http"], QUESTION)
         self._screen.say(f"running; Ctrl-C stops everything. Logs: {self._home.folder / 'log'}")
         return await asyncio.Future()
+
+    def _may_ask(self) -> bool:
+        """Where keys are required, only with one."""
+        host = self._plan.environ.get("HEADRACE_INGRESS_HOST") or "127.0.0.1"
+        required = keys_required(self._plan.config.policy, loopback=is_loopback(host))
+        return not required or bool(self._plan.environ.get("HEADRACE_KEY"))
 
     async def _start(self, deployment: Deployment) -> dict[str, str]:
         """Redis, then all services at once, while the Redis is looked at. Raises: Failure."""

@@ -11,18 +11,18 @@ local base, kept_ms, log_kept_ms, nonce = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 -- USES clock, types, shard, fair, flight, task, entries, tail
 
 local function finish(key, id, epoch, entry, first, last, chunks, journal, tokens, state, status, result, finished)
-  if not is(key, 'hash') then return 'wrongtype ' .. key end
   local task = find(id)
+  if not task and not is(key, 'hash') then return 'wrongtype ' .. key end
   if not task or task.epoch ~= epoch or task.owner ~= nonce then return fence_off(task, epoch, entry) end
   if task.state ~= 'processing' then
-    clear(work, entry)
+    clear(work, entry, task)
     return 'ok'
   end
   local wrong = foreign(task)
   if wrong then return 'wrongtype ' .. wrong end
   if not add_tail(task, first, last, chunks, journal) then return 'gap ' .. task.last end
   end_task(task, state, status, result, finished, tokens)
-  clear(work, entry)
+  clear(work, entry, task)
   return 'ok'
 end
 

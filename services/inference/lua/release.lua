@@ -43,8 +43,8 @@ local function give_up(task, tokens, charge, why, share, status, result, finishe
 end
 
 local function release(key, id, epoch, entry, first, last, chunks, journal, ...)
-  if not is(key, 'hash') then return 'wrongtype ' .. key end
   local task = find(id)
+  if not task and not is(key, 'hash') then return 'wrongtype ' .. key end
   if not task or task.state ~= 'processing' or task.epoch ~= epoch or task.owner ~= nonce then
     return fence_off(task, epoch, entry)
   end
@@ -52,7 +52,7 @@ local function release(key, id, epoch, entry, first, last, chunks, journal, ...)
   if wrong then return 'wrongtype ' .. wrong end
   if not add_tail(task, first, last, chunks, journal) then return 'gap ' .. task.last end
   local verdict = give_up(task, ...)
-  clear(work, entry)
+  clear(work, entry, task)
   return verdict
 end
 

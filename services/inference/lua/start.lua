@@ -21,8 +21,8 @@ end
 
 local function start(keys, id, epoch, entry)
   local key, log, bus = unpack(keys)
-  if not is(key, 'hash') then return {'wrongtype', key} end
   local task = find(id)
+  if not task and not is(key, 'hash') then return {'wrongtype', key} end
   if not task or task.epoch ~= epoch then return stale(entry) end
   local wrong = foreign(task)
   if wrong then return {'wrongtype', wrong} end

@@ -23,9 +23,11 @@ local function admit(id, quota)
   if task.state ~= 'pending' then return task.state end
   local wrong = foreign(task)
   if wrong then return 'wrongtype ' .. wrong, true end
-  if redis.call('SISMEMBER', running_of(task.tenant), id) == 1 then return 'handed out' end
-  if redis.call('ZSCORE', later, id) then return 'later' end
-  if redis.call('HEXISTS', task.key, 'owes') == 1 then
+  if task.epoch ~= '0' then  -- a repeat: it was handed out before
+    if redis.call('SISMEMBER', running_of(task.tenant), id) == 1 then return 'handed out' end
+    if redis.call('ZSCORE', later, id) then return 'later' end
+  end
+  if task.owes then
     if quota == '' then return 'owes', true end
     if quota ~= 'taken' then
       redis.call('ZADD', later, now_ms + quota, id)

@@ -45,8 +45,8 @@ end
 
 local function hand_out(lane, turn, id)
   local task = base .. 'task:' .. id
-  local state, crashes, tokens_in, tokens_out, charged, prefix = unpack(redis.pcall('HMGET', task, 'state', 'crashes',
-    'tokens_in', 'tokens_out', 'charge', 'prefix'))
+  local state, epoch, crashes, tokens_in, tokens_out, charged, prefix = unpack(redis.pcall('HMGET', task, 'state', 'epoch',
+    'crashes', 'tokens_in', 'tokens_out', 'charge', 'prefix'))
   if state ~= 'pending' then return pass_over(turn) end
   local suspected, keys = (tonumber(crashes) or 0) >= suspect_at, cached_at(prefix or '')
   local worker = not suspected and warm(keys, lane.name) or freest(lane.name, suspected and has_no_suspect)
@@ -55,15 +55,15 @@ local function hand_out(lane, turn, id)
     return
   end
   tokens_in, tokens_out = tonumber(tokens_in) or 0, tonumber(tokens_out) or 0
-  local epoch, tokens = redis.call('HINCRBY', task, 'epoch', 1), estimate_of(turn, tokens_in, tokens_out)
+  local tokens = charged and 0 or estimate_of(turn, tokens_in, tokens_out)
+  epoch = epoch + 1
+  redis.call('HSET', task, 'epoch', epoch, 'charge', charged or tokens .. ' ' .. turn.tenant.weight)
   redis.call('XADD', worker.stream, '*', 't', id, 'e', epoch, 'l', lane.name)
   redis.call('SADD', running_of(turn.name), id)
   if suspected then redis.call('HSET', suspects, worker.name, id .. ' ' .. epoch) end
-  if lane.name ~= 'interactive' then add('held', worker.name .. ' ' .. lane.name, 1) end
   for _, key in ipairs(keys) do redis.call('SET', key, worker.name, 'PX', warm_ms) end
-  if not charged then redis.call('HSET', task, 'charge', tokens .. ' ' .. turn.tenant.weight) end
   occupy(worker, lane.name)
-  hand_over(lane, turn, most_tokens(tokens_in, tokens_out), charged and 0 or tokens)
+  hand_over(lane, turn, most_tokens(tokens_in, tokens_out), tokens)
 end
 
 while handed_out < most and take(hand_out) do end

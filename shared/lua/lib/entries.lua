@@ -6,14 +6,13 @@ local function fields_of(entry)
   return fields
 end
 
--- Remove an entry, and with it give the slot back.
-local function clear(stream, id)
-  local entry = redis.call('XRANGE', stream, id, id)[1]
+-- Remove an entry, and with it give the slot back. `task`: whose it is, if that is known.
+local function clear(stream, id, task)
+  local entry = not task and redis.call('XRANGE', stream, id, id)[1]
+  local lane = task and task.lane or (entry and fields_of(entry).l)
   redis.call('XACK', stream, 'workers', id)
-  if not entry then return end
-  redis.call('XDEL', stream, id)
-  local lane = fields_of(entry).l
-  if lane and lane ~= 'interactive' then add('held', string.sub(stream, #base + 6) .. ' ' .. lane, -1) end
+  if redis.call('XDEL', stream, id) == 0 or not lane or lane == 'interactive' then return end
+  add('held', string.sub(stream, #base + 6) .. ' ' .. lane, -1)
 end
 
 local function forget_worker(worker, stream)

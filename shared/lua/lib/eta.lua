@@ -9,24 +9,26 @@ local ETA_PACE_MS = 30000
 -- A lane with fewer waiting tasks than it starts in so many seconds keeps up: its pace is that of what comes, and goes on.
 -- With more of them it is the pace that its share permits, and ends with them.
 local ETA_KEEPS_UP_S = 2
+local eta_known
 
 -- What is true of the whole shard: `slots` of live workers (three numbers: of all lanes, of normal and batch together, of
--- batch), paces and mean runs.
+-- batch), paces and mean runs. Read once: no script that estimates changes it.
 local function eta_shard(slots)
+  if eta_known then return eta_known end
   local fair = redis.call('HMGET', base .. 'fair', 'slots', 'share:interactive', 'share:normal', 'share:batch',
     'run_ms:interactive', 'run_ms:normal', 'run_ms:batch', 'pace:interactive', 'pace:normal', 'pace:batch')
   local all, normal, batch = string.match(slots or fair[1] or '', '^(%d+) ?(%d*) ?(%d*)')
-  local shard = {slots = tonumber(all) or 0, limits = {nil, tonumber(normal), tonumber(batch)}, shares = {},
+  eta_known = {slots = tonumber(all) or 0, limits = {nil, tonumber(normal), tonumber(batch)}, shares = {},
     runs = {}, paces = {}}
   local any_run = fair[5] or fair[6] or fair[7]
   for i = 1, 3 do
     local rate, at_ms = string.match(fair[7 + i] or '', '^(%S+) (%S+)$')
-    shard.shares[i] = tonumber(fair[1 + i]) or 1
+    eta_known.shares[i] = tonumber(fair[1 + i]) or 1
     local run_ms = tonumber(fair[4 + i] or any_run)
-    shard.runs[i] = run_ms and math.max(1, run_ms) or 0
-    shard.paces[i] = rate and tonumber(rate) * math.exp(math.min(0, at_ms - now_ms) / ETA_PACE_MS) or 0
+    eta_known.runs[i] = run_ms and math.max(1, run_ms) or 0
+    eta_known.paces[i] = rate and tonumber(rate) * math.exp(math.min(0, at_ms - now_ms) / ETA_PACE_MS) or 0
   end
-  return shard
+  return eta_known
 end
 
 -- How long until `due` tasks of a lane have started, and how many of each lane have by then. Lanes that wait share the slots;

@@ -10,10 +10,14 @@ local function backlog_of(lane, tenant) return base .. 'backlog:' .. lane .. ':'
 local function running_of(tenant) return base .. 'running:' .. tenant end
 
 -- Weight, and the most tasks that run at once (0: any number), as the scheduler has written them.
+local terms = {}
 local function terms_of(tenant)
-  local said = redis.call('HGET', base .. 'tenants', tenant) or redis.call('HGET', base .. 'tenants', '*') or ''
-  local weight, cap = string.match(said, '^(%S+) (%S+)$')
-  return tonumber(weight) or 1, tonumber(cap) or 0
+  if not terms[tenant] then
+    local own, all = unpack(redis.call('HMGET', base .. 'tenants', tenant, '*'))
+    local weight, cap = string.match(own or all or '', '^(%S+) (%S+)$')
+    terms[tenant] = {tonumber(weight) or 1, tonumber(cap) or 0}
+  end
+  return unpack(terms[tenant])
 end
 
 -- What a task may use, before anybody knows.
@@ -38,21 +42,27 @@ local function count_one(task, by)
 end
 
 -- From the lane's virtual time on, or its own if that is later: an idle tenant neither banks nor loses.
+local taking = {}
 local function take_turns(lane, tenant)
   local turns, rested = base .. 'turns:' .. lane, base .. 'rested:' .. lane
-  if redis.call('ZSCORE', turns, tenant) then return end
+  if taking[turns .. tenant] or redis.call('ZSCORE', turns, tenant) then
+    taking[turns .. tenant] = true
+    return
+  end
   local _, cap = terms_of(tenant)
   if cap > 0 and redis.call('SCARD', running_of(tenant)) >= cap then return end
   local now = tonumber(redis.call('HGET', base .. 'fair', 'v:' .. lane)) or 0
-  local own = tonumber(redis.call('ZSCORE', rested, tenant)) or now
-  redis.call('ZREM', rested, tenant)
-  redis.call('ZADD', turns, math.max(now, own), tenant)
+  local own = redis.call('ZSCORE', rested, tenant)
+  if own then redis.call('ZREM', rested, tenant) end
+  redis.call('ZADD', turns, math.max(now, tonumber(own) or now), tenant)
+  taking[turns .. tenant] = true
 end
 
 local function rest(lane, tenant)
   local turns = base .. 'turns:' .. lane
   local tag = redis.call('ZSCORE', turns, tenant)
   if not tag then return end
+  taking[turns .. tenant] = nil
   redis.call('ZREM', turns, tenant)
   redis.call('ZADD', base .. 'rested:' .. lane, tag, tenant)
 end
@@ -82,28 +92,35 @@ local function let_go(task)
   return true
 end
 
-local function remember_mean(hash, field, value)
-  local before = tonumber(redis.call('HGET', base .. hash, field))
-  redis.call('HSET', base .. hash, field, string.format('%.1f', before and before + (value - before) * MEAN_FOLLOWS or value))
+local function mean_of(before, value)
+  before = tonumber(before)
+  return string.format('%.1f', before and before + (value - before) * MEAN_FOLLOWS or value)
 end
 
--- What it was charged when it was handed out, against what it used.
-local function settle(task, used)
-  local charged, weight = string.match(task.charge, '^(%S+) (%S+)$')
-  if not charged then return end
-  local fair, turns, rested = base .. 'fair', base .. 'turns:' .. task.lane, base .. 'rested:' .. task.lane
-  local surplus = charged - used
-  local lane_tag, share, now = unpack(redis.call('HMGET', fair, 't:' .. task.lane, 'share:' .. task.lane, 'v:' .. task.lane))
-  if lane_tag and share then redis.call('HSET', fair, 't:' .. task.lane, lane_tag - surplus / share) end
+local function charge_back(task, refund, now)
+  local turns, rested = base .. 'turns:' .. task.lane, base .. 'rested:' .. task.lane
   local tag = redis.call('ZSCORE', turns, task.tenant)
   if tag then
-    redis.call('ZADD', turns, tag - surplus / weight, task.tenant)
-  else
-    now = tonumber(now) or 0
-    tag = (tonumber(redis.call('ZSCORE', rested, task.tenant)) or now) - surplus / weight
-    if tag > now then redis.call('ZADD', rested, tag, task.tenant) else redis.call('ZREM', rested, task.tenant) end
+    redis.call('ZADD', turns, tag - refund, task.tenant)
+    return
   end
-  remember_mean('means', task.tenant, math.max(0, used - task.tokens_in))
+  tag = (tonumber(redis.call('ZSCORE', rested, task.tenant)) or now) - refund
+  if tag > now then redis.call('ZADD', rested, tag, task.tenant) else redis.call('ZREM', rested, task.tenant) end
+end
+
+-- A task has ended: what it was charged when it was handed out, against what it used; and what it says of the next ones.
+local function settle(task, used, ran_ms)
+  local charged, weight = string.match(task.charge, '^(%S+) (%S+)$')
+  if not charged then return end
+  local lane, fair, surplus = task.lane, base .. 'fair', charged - used
+  local tag, share, now, run_ms = unpack(redis.call('HMGET', fair, 't:' .. lane, 'share:' .. lane, 'v:' .. lane, 'run_ms:' .. lane))
+  local fields = {'t:' .. lane, (tonumber(tag) or 0) - surplus / (tonumber(share) or 1)}
+  if ran_ms then fields[3], fields[4] = 'run_ms:' .. lane, mean_of(run_ms, ran_ms) end
+  redis.call('HSET', fair, unpack(fields))
+  charge_back(task, surplus / weight, tonumber(now) or 0)
+  local before = redis.call('HGET', base .. 'means', task.tenant)
+  local mean = mean_of(before, math.max(0, used - task.tokens_in))
+  if mean ~= before then redis.call('HSET', base .. 'means', task.tenant, mean) end
 end
 
 -- Nothing waits or runs: nobody is ahead of anybody, and keys of tenants that may never come again go.

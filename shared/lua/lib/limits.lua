@@ -1,28 +1,64 @@
 -- limits: what keeps a task from being accepted: a key of another type, a full backlog, its tenant's allowance, its deadline.
+-- Counts are read once a call, kept here while tasks are made, and written back at the end.
 -- NEEDS clock, types, shard, fair, task, eta; base, backlog_limit.
+local counts, made, waits = {}, {}, {}
+
 -- The key that keeps it from being made, because it holds another type; nil: none does.
 local function misused(asked, tenant_index, session_index, bus)
-  local replies = asked.reply_to ~= '' and base .. 'outbox' or bus
-  for key, wanted in pairs({[tenant_index] = 'zset', [session_index] = 'zset', [bus] = 'stream', [replies] = 'stream',
+  if not is(tenant_index, 'zset') then return tenant_index end
+  if asked.session == '' then return nil end
+  return not is(session_index, 'zset') and session_index or not is(bus, 'stream') and bus or nil
+end
+
+-- The same for one that ends in the same step.
+local function unendable(asked, bus)
+  for key, wanted in pairs({[bus] = 'stream', [asked.reply_to ~= '' and base .. 'outbox' or bus] = 'stream',
     [base .. 'log:' .. asked.id] = 'stream', [backlog_of(asked.lane, asked.tenant)] = 'zset'}) do
     if not is(key, wanted) then return key end
   end
 end
 
-local function counted(field) return tonumber(redis.call('HGET', base .. 'waiting', field)) or 0 end
+local function counted(field)
+  counts[field] = counts[field] or tonumber(redis.call('HGET', base .. 'waiting', field)) or 0
+  return counts[field]
+end
+
+local function tokens_of(asked) return most_tokens(tonumber(asked.tokens_in), tonumber(asked.tokens_out)) end
+
+-- Predicted from the others that wait; those of one call wait alike. ms, -1: nobody knows.
+local function wait_of(asked)
+  local waiting = counted('l:interactive') + counted('l:normal') + counted('l:batch')
+  if waiting == 0 and asked.hurried == '' then return 0 end
+  local who = asked.lane .. asked.tenant
+  if not waits[who] then
+    local _, wait_ms = estimate(asked.tenant, asked.lane, math.min(counted('n:' .. asked.tenant), counted('l:' .. asked.lane)))
+    waits[who] = wait_ms
+  end
+  return waits[who]
+end
 
 -- 'full', 'tenant_full', 'batch_full', 'late <ms>'; false: it is accepted. Leaves the predicted wait in `asked`.
 local function over_limit(asked)
   if counted('l:interactive') + counted('l:normal') + counted('l:batch') >= backlog_limit then return 'full' end
   local queued, batch = tonumber(asked.queued_limit), tonumber(asked.batch_limit)
   if queued > 0 and counted('n:' .. asked.tenant) >= queued then return 'tenant_full' end
-  if asked.lane == 'batch' and batch > 0 then
-    local tokens = most_tokens(tonumber(asked.tokens_in), tonumber(asked.tokens_out))
-    if counted('b:' .. asked.tenant) + tokens > batch then return 'batch_full' end
-  end
-  local _, wait_ms = estimate(asked.tenant, asked.lane, math.min(counted('n:' .. asked.tenant), counted('l:' .. asked.lane)))
+  if asked.lane == 'batch' and batch > 0 and counted('b:' .. asked.tenant) + tokens_of(asked) > batch then return 'batch_full' end
+  local wait_ms = wait_of(asked)
   if wait_ms >= 0 then wait_ms = math.max(wait_ms, tonumber(asked.starts_ms)) end
   if asked.hurried ~= '' and wait_ms > tonumber(asked.expires_ms) then return 'late ' .. wait_ms end
   asked.wait_ms = wait_ms
   return false
+end
+
+local function count_made(asked)
+  local who = asked.lane .. ' ' .. asked.tenant
+  made[who] = made[who] or {lane = asked.lane, tenant = asked.tenant, tasks = 0, tokens = 0}
+  made[who].tasks, made[who].tokens = made[who].tasks + 1, made[who].tokens + tokens_of(asked)
+  for field, by in pairs({['l:' .. asked.lane] = 1, ['n:' .. asked.tenant] = 1, ['b:' .. asked.tenant] = tokens_of(asked)}) do
+    counts[field] = counted(field) + by
+  end
+end
+
+local function write_counts()
+  for _, some in pairs(made) do count(some.lane, some.tenant, some.tasks, some.tokens) end
 end

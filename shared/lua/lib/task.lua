@@ -16,7 +16,7 @@ local function find(id)
   local key, partition = base .. 'task:' .. id, string.match(id, '^[^.]+%.%d+%.%d+%.(%d+)%.')
   local found = redis.pcall('HMGET', key, 'state', 'epoch', 'owner', 'worker', 'attempts', 'last', 'lane', 'session',
     'reply_to', 'created_at_ms', 'started_at_ms', 'deadline_ms', 'crashes', 'failures', 'stop', 'history', 'tenant',
-    'tokens_in', 'tokens_out', 'place', 'charge', 'metered', 'cache', 'follows', 'prefix')
+    'tokens_in', 'tokens_out', 'place', 'charge', 'metered', 'cache', 'follows', 'prefix', 'owes')
   if found.err or not found[7] or not partition then return nil end
   return {
     id = id, key = key, log = base .. 'log:' .. id, bus = base .. 'bus:' .. partition,
@@ -27,7 +27,7 @@ local function find(id)
     failures = tonumber(found[14]) or 0, stop = found[15], history = found[16] or '', tenant = found[17] or 'default',
     tokens_in = tonumber(found[18]) or 0, tokens_out = tonumber(found[19]) or 0,
     place = tonumber(found[20] or found[10]) or 0, charge = found[21] or '', metered = found[22],
-    cache = found[23] or '', follows = found[24], prefix = found[25] or '',
+    cache = found[23] or '', follows = found[24], prefix = found[25] or '', owes = found[26],
   }
 end
 
@@ -100,8 +100,7 @@ local function end_task(task, state, status, result, finished, used)
     step_out(task)
     count_one(task, -1)
   end
-  if task.state == 'processing' then remember_mean('fair', 'run_ms:' .. task.lane, now_ms - task.started_at_ms) end
-  settle(task, used)
+  settle(task, used, task.state == 'processing' and now_ms - task.started_at_ms or nil)
   if task.reply_to ~= '' or task.metered then redis.call('XADD', base .. 'outbox', '*', 't', task.id) end
   if task.cache ~= '' then land(task, state) end
   list_again(task)

@@ -6,8 +6,10 @@ local PACE_MS = 30000
 local AHEAD = 20000
 local lanes, known, handed_out = {}, {}, 0
 
+local clocks = redis.call('HMGET', base .. 'fair', 'v:interactive', 't:interactive', 'pace:interactive', 'v:normal', 't:normal',
+  'pace:normal', 'v:batch', 't:batch', 'pace:batch')
 for i, name in ipairs({'interactive', 'normal', 'batch'}) do
-  local now, tag, pace = unpack(redis.call('HMGET', base .. 'fair', 'v:' .. name, 't:' .. name, 'pace:' .. name))
+  local now, tag, pace = unpack(clocks, i * 3 - 2, i * 3)
   local listed = redis.call('ZRANGE', base .. 'turns:' .. name, 0, most - 1, 'WITHSCORES')
   local lane = {name = name, share = tonumber(shares[i]), now = tonumber(now) or 0, tag = tonumber(tag) or 0, pace = pace or '',
     turns = {}, handed = 0, touched = {}}
@@ -90,27 +92,37 @@ local function write_back(lane)
     redis.call('ZADD', base .. 'turns:' .. lane.name, turn.tag, turn.name)
     if at_cap(turn.tenant) or redis.call('EXISTS', backlog_of(lane.name, turn.name)) == 0 then rest(lane.name, turn.name) end
   end
-  local fields = {'v:' .. lane.name, lane.now, 't:' .. lane.name, lane.tag, 'share:' .. lane.name, lane.share}
-  if lane.handed > 0 then
-    local rate, at_ms = string.match(lane.pace, '^(%S+) (%S+)$')
-    rate = (tonumber(rate) or 0) * math.exp(((tonumber(at_ms) or now_ms) - now_ms) / PACE_MS) + lane.handed * 1000 / PACE_MS
-    fields[7], fields[8] = 'pace:' .. lane.name, string.format('%.6f %d', rate, now_ms)
+  if #lane.touched > 0 then redis.call('ZREMRANGEBYSCORE', base .. 'rested:' .. lane.name, '-inf', lane.now) end
+  for _, worker in ipairs(workers) do
+    if lane.name ~= 'interactive' then add('held', worker.name .. ' ' .. lane.name, worker.got[lane.name] or 0) end
   end
-  redis.call('HSET', base .. 'fair', unpack(fields))
-  redis.call('ZREMRANGEBYSCORE', base .. 'rested:' .. lane.name, '-inf', lane.now)
+end
+
+local function pace_of(lane)
+  local rate, at_ms = string.match(lane.pace, '^(%S+) (%S+)$')
+  rate = (tonumber(rate) or 0) * math.exp(((tonumber(at_ms) or now_ms) - now_ms) / PACE_MS) + lane.handed * 1000 / PACE_MS
+  return string.format('%.6f %d', rate, now_ms)
 end
 
 -- A dispatch that looked at no tenant has changed nothing.
 local function write_all_back()
-  local touched = 0
-  for _, lane in ipairs(lanes) do touched = touched + #lane.touched end
+  local touched, fields = 0, {'slots', table.concat(alive, ' ')}
+  for _, lane in ipairs(lanes) do
+    touched = touched + #lane.touched
+    for name, value in pairs({v = lane.now, t = lane.tag, share = lane.share, pace = lane.handed > 0 and pace_of(lane) or nil}) do
+      fields[#fields + 1] = name .. ':' .. lane.name
+      fields[#fields + 1] = value
+    end
+  end
   if touched == 0 then return end
   for _, lane in ipairs(lanes) do write_back(lane) end
-  redis.call('HSET', base .. 'fair', 'slots', table.concat(alive, ' '))
+  redis.call('HSET', base .. 'fair', unpack(fields))
 end
 
 local function still_waiting()
   local tasks = 0
-  for _, lane in ipairs(lanes) do tasks = tasks + (tonumber(redis.call('HGET', base .. 'waiting', 'l:' .. lane.name)) or 0) end
+  for _, lane in ipairs(redis.call('HMGET', base .. 'waiting', 'l:interactive', 'l:normal', 'l:batch')) do
+    tasks = tasks + (tonumber(lane) or 0)
+  end
   return tasks
 end

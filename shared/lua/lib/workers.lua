@@ -7,7 +7,7 @@ local function meet(name, slots, normal, batch)
   local held_normal, held_batch = unpack(redis.call('HMGET', base .. 'held', name .. ' normal', name .. ' batch'))
   alive = {alive[1] + slots, alive[2] + normal, alive[3] + batch}
   workers[#workers + 1] = {name = name, stream = stream, slots = tonumber(slots), free = slots - redis.call('XLEN', stream),
-    normal = normal - (tonumber(held_normal) or 0) - (tonumber(held_batch) or 0), batch = batch - (tonumber(held_batch) or 0)}
+    normal = normal - (tonumber(held_normal) or 0) - (tonumber(held_batch) or 0), batch = batch - (tonumber(held_batch) or 0), got = {}}
 end
 
 do
@@ -37,6 +37,7 @@ end
 -- One task more is on its way to the worker.
 local function occupy(worker, lane)
   worker.free = worker.free - 1
+  worker.got[lane] = (worker.got[lane] or 0) + 1
   if lane ~= 'interactive' then worker.normal = worker.normal - 1 end
   if lane == 'batch' then worker.batch = worker.batch - 1 end
 end

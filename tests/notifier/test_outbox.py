@@ -1,0 +1,98 @@
+"""What leaves a shard: replies and settlements, each at least once, and an entry is done when both are."""
+
+import pytest
+
+from services.notifier.outbox import Outbox
+from shared import keys
+from shared.bus.client import Bus
+from shared.bus.consume import Entry
+from shared.cancel import cancel
+from shared.config import Config
+from shared.keys import quota
+from shared.messages import Task
+from shared.policy import Live, Policy, Tenant
+from shared.quota import Quotas
+from tests.support import tasks
+from tests.support.redis import spoil
+
+CONFIG = Config(pools=tasks.CONFIG.pools, live=Live(Policy(tenants={"acme": Tenant(tokens_per_min=1000)})))
+ASKED = Task(route="/v1/completions", model=tasks.MODEL, tenant="acme")
+
+
+@pytest.fixture
+def outbox(bus: Bus) -> Outbox:
+    return Outbox(bus, tasks.SHARD, Quotas(bus, CONFIG))
+
+
+async def cancelled(bus: Bus, *, reply_to: str = "", metered: str = "1") -> str:
+    """A task that has ended, with 100 tokens reserved."""
+    task_id = await tasks.submitted(bus, tenant="acme", reply_to=reply_to, metered=metered)
+    if metered:
+        assert await Quotas(bus, CONFIG).take(ASKED, task_id, 100)
+    assert await cancel(bus, tasks.SHARD, CONFIG.limits, [task_id]) == ["cancelled"]
+    return task_id
+
+
+async def carry_out(bus: Bus, outbox: Outbox) -> list[bytes]:
+    """All that lies in the outbox; which entries are done."""
+    found = [Entry(id, fields) for id, fields in await tasks.entries(bus, tasks.SHARD.outbox)]
+    return list(await outbox.on_entries(found))
+
+
+async def held(bus: Bus) -> int:
+    return sum(int(count) for count in await bus.commands.call("HVALS", quota("acme", "tokens")))
+
+
+async def test_a_task_that_was_metered_is_settled_with_what_it_used(bus: Bus, outbox: Outbox) -> None:
+    task_id = await cancelled(bus)
+    await bus.commands.call("HSET", tasks.SHARD.task(task_id), "used", 30)
+    assert len(await carry_out(bus, outbox)) == 1
+    assert await held(bus) == 30
+    assert await bus.commands.call("EXISTS", quota("acme", "reserved")) == 0
+
+
+async def test_reply_and_settlement_leave_with_one_entry(bus: Bus, outbox: Outbox) -> None:
+    await cancelled(bus, reply_to="orders")
+    assert len(await carry_out(bus, outbox)) == 1
+    assert len(await tasks.entries(bus, keys.reply("orders"))) == 1
+    assert await held(bus) == 0
+
+
+async def test_a_repeat_settles_nothing_twice(bus: Bus, outbox: Outbox) -> None:
+    await cancelled(bus, reply_to="orders")
+    assert await Quotas(bus, CONFIG).take(ASKED, "another", 70)
+    for _ in range(2):
+        assert len(await carry_out(bus, outbox)) == 1
+    assert await held(bus) == 70
+    events = {fields[b"event"] for _, fields in await tasks.entries(bus, keys.reply("orders"))}
+    assert len(events) == 1
+
+
+async def test_a_task_that_was_not_metered_is_only_replied(bus: Bus, outbox: Outbox) -> None:
+    await cancelled(bus, reply_to="orders", metered="")
+    assert len(await carry_out(bus, outbox)) == 1
+    assert len(await tasks.entries(bus, keys.reply("orders"))) == 1
+    assert await bus.commands.call("KEYS", quota("acme", "*")) == []
+
+
+async def test_a_quota_that_cannot_be_settled_stops_no_reply(bus: Bus, outbox: Outbox) -> None:
+    await cancelled(bus, reply_to="orders")
+    await spoil(bus, quota("acme", "reserved"))
+    assert len(await carry_out(bus, outbox)) == 1
+    assert len(await tasks.entries(bus, keys.reply("orders"))) == 1
+
+
+async def test_a_reply_that_cannot_be_delivered_is_settled_and_buried_with_its_tenant(bus: Bus, outbox: Outbox) -> None:
+    await cancelled(bus, reply_to="orders")
+    await spoil(bus, keys.reply("orders"))
+    assert len(await carry_out(bus, outbox)) == 1
+    assert await held(bus) == 0
+    [(_, letter)] = await tasks.entries(bus, tasks.SHARD.dead)
+    assert (letter[b"code"], letter[b"tenant"]) == (b"reply_undeliverable", b"acme")
+
+
+async def test_an_entry_of_a_task_that_is_gone_is_done(bus: Bus, outbox: Outbox) -> None:
+    task_id = await cancelled(bus, reply_to="orders")
+    await bus.commands.call("DEL", tasks.SHARD.task(task_id))
+    assert len(await carry_out(bus, outbox)) == 1
+    assert await bus.commands.call("EXISTS", keys.reply("orders")) == 0

@@ -1,0 +1,160 @@
+"""What must be true of a run: Headrace's promises, as far as a simulation can keep or break them."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from shared.lifecycle import Lane, State
+from tests.simulate import measure
+from tests.simulate.measure import Which
+from tests.simulate.recording import Recording
+
+TENANTS = ("gold", "silver", "bronze")
+WITHIN = 0.10
+"""Of its ideal share: what Headrace promises."""
+
+
+class Check(Struct, frozen=True):
+    what: str
+    ok: bool
+    found: str
+
+
+def all_done(recording: Recording) -> Check:
+    found = measure.states(recording)
+    done = found.get(State.COMPLETED, 0)
+    ok = found.keys() <= {State.COMPLETED}
+    return Check(
+        "every task that was accepted is completed",
+        ok,
+        ", ".join(f"{n} {state}" for state, n in found.items()) or str(done),
+    )
+
+
+def nothing_left(recording: Recording) -> Check:
+    return Check(
+        "drained is empty: no slot, lease or count is left over",
+        not recording.left,
+        ", ".join(recording.left) or "nothing",
+    )
+
+
+def fair(recording: Recording, tenants: Sequence[str], *, least_s: float = 30.0) -> list[Check]:
+    """Over the window in which all of them had tasks that waited."""
+    window = measure.contested(recording, tenants)
+    long = window[1] - window[0] >= least_s
+    shares = measure.shares(recording, window, tenants)
+    worst = max(shares, key=lambda share: abs(share.error))
+    return [
+        Check("the window is long enough to judge", long, f"{window[0]:.0f} s to {window[1]:.0f} s"),
+        Check(
+            f"shares of tokens within {WITHIN:.0%} of the weights",
+            abs(worst.error) <= WITHIN,
+            ", ".join(f"{share.tenant} {share.share:.1%} for {share.ideal:.1%}" for share in shares),
+        ),
+    ]
+
+
+def work_conserving(recording: Recording, least: float = 0.95) -> Check:
+    used = measure.utilisation(recording)
+    return Check(f"slots at least {least:.0%} in use while tasks wait", used >= least, f"{used:.1%}")
+
+
+def weights(recording: Recording, tenants: Sequence[str] = TENANTS) -> list[Check]:
+    return [*fair(recording, TENANTS), all_done(recording), nothing_left(recording), work_conserving(recording)]
+
+
+def late(recording: Recording) -> list[Check]:
+    began_s = min(task.row.arrival_s for task in recording.told if task.row.tenant == "gold")
+    first_s = [t.waited_s or 0.0 for t in recording.told if t.row.tenant == "gold" and t.row.arrival_s < began_s + 5]
+    runs_s = max(stint.ended_s - stint.began_s for stint in recording.stints)
+    return [
+        *weights(recording, TENANTS),
+        Check(
+            "who comes late waits for a slot, not for its turn",
+            min(first_s) <= runs_s,
+            f"{min(first_s):.2f} s; a task runs {runs_s:.1f} s",
+        ),
+    ]
+
+
+def idle(recording: Recording) -> list[Check]:
+    began_s = measure.contested(recording, TENANTS)[0]
+    gold = measure.shares(recording, (began_s + 2, began_s + 22), TENANTS)[0]
+    return [
+        *weights(recording, TENANTS),
+        Check(
+            "in its first seconds back it gets its share, and no more",
+            abs(gold.error) <= WITHIN,
+            f"{gold.share:.1%} for {gold.ideal:.1%}",
+        ),
+    ]
+
+
+def overtaking(recording: Recording) -> list[Check]:
+    waited = measure.waits(recording)[Lane.INTERACTIVE]
+    behind = measure.overtaken(recording)
+    share = sum(count == 0 for count in behind) / len(behind)
+    return [
+        Check(
+            "interactive tasks wait for a slot at most: p99 below a second",
+            waited.p99_s <= 1.0,
+            f"{waited.p99_s:.2f} s",
+        ),
+        Check(
+            "no batch task starts while an interactive one waits",
+            share == 1,
+            f"of {share:.1%}; at worst {max(behind)} started",
+        ),
+        all_done(recording),
+        nothing_left(recording),
+    ]
+
+
+def by_demand(recording: Recording) -> dict[str, Which]:
+    counts = Counter(task.row.tenant for task in recording.told)
+    return {
+        "of 1 to 3 tasks": lambda task: counts[task.row.tenant] <= 3,
+        "of 4 to 100": lambda task: 3 < counts[task.row.tenant] <= 100,
+        "of more than 100": lambda task: counts[task.row.tenant] > 100,
+    }
+
+
+def many(recording: Recording) -> list[Check]:
+    few, _, many = (measure.waits(recording, which)[Lane.NORMAL] for which in by_demand(recording).values())
+    return [
+        Check(
+            "who asks for little waits least: p95",
+            few.p95_s < many.p50_s,
+            f"{few.p95_s:.2f} s; median of the others {many.p50_s:.2f} s",
+        ),
+        Check(
+            "nobody starves: longest wait of tenants of three tasks",
+            few.longest_s <= many.p95_s,
+            f"{few.longest_s:.2f} s",
+        ),
+        all_done(recording),
+        nothing_left(recording),
+        work_conserving(recording),
+    ]
+
+
+def dying(recording: Recording) -> list[Check]:
+    return [all_done(recording), nothing_left(recording), *fair(recording, TENANTS)]
+
+
+def overload(recording: Recording) -> list[Check]:
+    found, etas = measure.states(recording), measure.etas(recording)
+    expired, accepted = found.get(State.EXPIRED, 0), sum(found.values())
+    assert etas is not None
+    return [
+        Check("of what was accepted, at most 2% came too late", expired <= 0.02 * accepted, f"{expired} of {accepted}"),
+        Check(
+            "some of it was refused at the door",
+            measure.refusals(recording).get("late", 0) > 0,
+            str(measure.refusals(recording)),
+        ),
+        Check("the prediction is right within a second or a quarter, for 80%", etas.close >= 0.8, f"{etas.close:.1%}"),
+        nothing_left(recording),
+    ]
