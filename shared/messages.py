@@ -172,6 +172,14 @@ class Announcement(Message, frozen=True, kw_only=True, omit_defaults=True, tag="
     running: int
     waiting: int
     kv_use: float
+    normal: int = 0
+    """Of the slots, most for the lanes normal and batch together."""
+    batch: int = 0
+    """Of these, most for the lane batch."""
+    preemptions: int = 0
+    """Since the engine's start."""
+    breaker: str = ""
+    """closed, half_open or open; empty: the engine is in the worker's process and has none."""
 
 
 _encoder = msgspec.json.Encoder()

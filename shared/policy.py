@@ -34,7 +34,7 @@ class LaneRule(Struct, frozen=True, kw_only=True):
 LANES = {
     Lane.INTERACTIVE: LaneRule(share=0.7),
     Lane.NORMAL: LaneRule(share=0.2),
-    Lane.BATCH: LaneRule(share=0.1, slots=0.75),
+    Lane.BATCH: LaneRule(share=0.1, slots=0.5),
 }
 
 

@@ -49,6 +49,10 @@ class Heartbeat:
             running=capacity.running,
             waiting=capacity.waiting,
             kv_use=capacity.kv_use,
+            normal=slots.normal,
+            batch=slots.batch,
+            preemptions=capacity.preemptions,
+            breaker=self._worker.room.breaker or "",
         )
         stopped = await beat(self._bus, self._owner, slots, encode(announcement), tasks)
         self._announced = slots

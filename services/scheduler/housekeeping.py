@@ -14,6 +14,7 @@ from shared.config import Config
 from shared.errors import CommandRefused
 from shared.keys import ShardKeys
 from shared.lifecycle import Lane
+from shared.place import lane_etas
 from shared.submit import ATTACHED_MS
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ class Housekeeping:
             metrics.BACKLOG.labels(*self._labels, lane).set(int(tasks or 0))
             metrics.TENANTS.labels(*self._labels, lane).set(await call("ZCARD", turns))
             metrics.OLDEST.labels(*self._labels, lane).set(await self._oldest_s(lane, turns, now_ms))
+        for lane, eta_ms in (await lane_etas(self._bus, shard, self._limits)).items():
+            metrics.BACKLOG_ETA.labels(*self._labels, lane).set(eta_ms / 1000 if eta_ms >= 0 else -1)
         metrics.ARRIVALS.labels(*self._labels).set(await call("XLEN", shard.arrivals))
         await self._measure_workers(now_ms)
 

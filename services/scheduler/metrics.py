@@ -6,6 +6,9 @@ SHARD = ("pool", "shard")
 
 BACKLOG = Gauge("hr_backlog_tasks", "Tasks waiting for a free slot", (*SHARD, "lane"))
 TENANTS = Gauge("hr_backlog_tenants", "Tenants that have waiting tasks and are below their cap", (*SHARD, "lane"))
+BACKLOG_ETA = Gauge(
+    "hr_backlog_eta_seconds", "Expected wait of a task that would come last in its lane; -1: unknown", (*SHARD, "lane")
+)
 OLDEST = Gauge(
     "hr_backlog_oldest_age_seconds", "Age of the oldest task of the tenant whose turn is next", (*SHARD, "lane")
 )

@@ -7,25 +7,19 @@
 --          queued limit (tasks, 0 = none), batch limit (tokens, 0 = none), metered ('1' or ''), owes ('1' or ''), cache, prefix,
 --          spec, body, pending event
 -- RETURNS  per task: 'new' | state of the task that has this id already | 'full' | 'tenant_full' | 'batch_full'
---          | 'late <wait in ms>' | 'wrongtype <key>'
+--          | 'late <done in about so many ms>' | 'wrongtype <key>'
 -- INVARIANT a task's hash, its place in `in` or `later`, and its deadline are made together; a repeat makes none. A task that
 --          was cancelled before it came is made, and ends in the same step.
 local arrivals, later = KEYS[1], KEYS[2]
 local base, kept_ms, log_kept_ms = ARGV[1], ARGV[2], ARGV[3]
 local backlog_limit, index_length, attached_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 
--- USES clock, types, shard, fair, flight, task, eta, limits
+-- USES clock, types, shard, fair, flight, task, eta, limits, lists
 
 local NAMES = {'id', 'lane', 'tenant', 'session', 'reply_to', 'attached', 'expires_ms', 'hurried', 'starts_ms', 'tokens_in',
   'tokens_out', 'queued_limit', 'batch_limit', 'metered', 'owes', 'cache', 'prefix', 'spec', 'body', 'pending'}
 local KEPT = {'lane', 'tenant', 'session', 'reply_to', 'tokens_in', 'tokens_out', 'spec', 'body', 'metered', 'owes',
   'cache', 'prefix'}
-
-local indexes = {}
-local function remember(index, id)
-  redis.call('ZADD', index, now_ms, id)
-  indexes[index] = true
-end
 
 -- What keeps it from being made; true as the second answer: it was cancelled before it came.
 local function refusal(asked, key, tenant_index, session_index, bus)
@@ -79,8 +73,5 @@ for item = 0, (#ARGV - 6) / 20 - 1 do
   verdicts[#verdicts + 1] = submit(asked, unpack(KEYS, key, key + 3))
 end
 write_counts()
-for index in pairs(indexes) do
-  redis.call('ZREMRANGEBYRANK', index, 0, -index_length - 1)
-  redis.call('PEXPIRE', index, kept_ms)
-end
+cut_lists()
 return verdicts

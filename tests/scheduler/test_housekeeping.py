@@ -1,5 +1,7 @@
 """A pass of housekeeping deals with all that is due, not with a page of it."""
 
+from msgspec.structs import replace
+
 from services.scheduler.housekeeping import Housekeeping
 from services.scheduler.intake import Intake
 from services.scheduler.scripts import dispatch
@@ -19,8 +21,8 @@ async def test_all_tasks_of_a_silent_worker_are_taken_back_in_one_pass(bus: Bus)
         await tasks.admitted(bus)
     while (await dispatch(bus, SHARD, tasks.CONFIG)).handed_out:
         pass
-    await bus.commands.call("HSET", SHARD.workers, "w1", f"1 {MANY} {{}}")
-    short = Limits(lease_s=1)
+    await bus.commands.call("HSET", SHARD.workers, "w1", f"1 {MANY} {MANY} {MANY} {{}}")
+    short = replace(tasks.CONFIG, limits=Limits(lease_s=1))
     housekeeping = Housekeeping(bus, SHARD, short, 1, Intake(bus, SHARD, short))
 
     waiting: list[int] = []

@@ -139,7 +139,8 @@ class Calls:
         try:
             entries = await self._new(stream, WORKERS, owner.worker, 1000)
         except CommandRefused as error:
-            assert str(error).startswith("NOGROUP"), error
+            if not str(error).startswith("NOGROUP"):
+                raise
             return [], {}
         for entry, fields in entries:
             if stop := fields.get(b"stop"):

@@ -36,6 +36,8 @@ class Asked(Struct, frozen=True):
     others: int = 0
     """Other tenants that take turns in the lane."""
     weight: float = 1
+    their_weight: float = 1
+    """Mean of the other tenants."""
     cap: int = 0
     held: int = 0
     """Of its tenant, running."""
@@ -49,7 +51,7 @@ class Estimate(Struct, frozen=True):
 def estimate(shard: Shard, asked: Asked) -> Estimate:
     lanes, own = shard.lanes, asked.lane
     of_others = max(0, lanes[own].waiting - max(asked.waiting, asked.rank))
-    in_lane = asked.rank + min(of_others, asked.ahead + asked.rank / asked.weight * asked.others)
+    in_lane = asked.rank + min(of_others, asked.ahead + asked.rank / asked.weight * asked.others * asked.their_weight)
 
     slots = min(shard.slots, lanes[own].limit or shard.slots)
     free = max(0, slots - shard.running)

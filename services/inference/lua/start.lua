@@ -30,7 +30,7 @@ local function start(keys, id, epoch, entry)
   wait_ms = tonumber(wait_ms) or -1
   local mine = task.state == 'processing' and task.owner == nonce
   if mine and task.last == tonumber(from) then
-    return {'run', task.attempt, spec, body, now_ms - task.created_at_ms, task.last, wait_ms}
+    return {'run', task.attempt, spec, body, now_ms - task.created_at_ms, task.last, task.attempt == 1 and wait_ms or -1}
   elseif not mine and task.state ~= 'pending' then
     return stale(entry)
   elseif task.deadline_ms <= now_ms then

@@ -55,7 +55,7 @@ local function hand_out(lane, turn, id)
     return
   end
   tokens_in, tokens_out = tonumber(tokens_in) or 0, tonumber(tokens_out) or 0
-  local tokens = charged and 0 or estimate_of(turn, tokens_in, tokens_out)
+  local tokens = charged and 0 or estimate_of(turn, tokens_in, tokens_out, 2)
   epoch = epoch + 1
   redis.call('HSET', task, 'epoch', epoch, 'charge', charged or tokens .. ' ' .. turn.tenant.weight)
   redis.call('XADD', worker.stream, '*', 't', id, 'e', epoch, 'l', lane.name)
@@ -63,7 +63,7 @@ local function hand_out(lane, turn, id)
   if suspected then redis.call('HSET', suspects, worker.name, id .. ' ' .. epoch) end
   for _, key in ipairs(keys) do redis.call('SET', key, worker.name, 'PX', warm_ms) end
   occupy(worker, lane.name)
-  hand_over(lane, turn, most_tokens(tokens_in, tokens_out), tokens)
+  hand_over(lane, turn, most_tokens(tokens_in, tokens_out), tokens, charged and 0 or estimate_of(turn, tokens_in, tokens_out, 1))
 end
 
 while handed_out < most and take(hand_out) do end

@@ -31,8 +31,8 @@ local function look(id, before)
   if before ~= task.epoch then return task.epoch end
   local wrong = foreign(task)
   if wrong then return 'wrongtype ' .. wrong end
-  if task.state == 'pending' and task.follows then  -- nobody leads it: it asks again
-    redis.call('XADD', base .. 'in', '*', 't', id)
+  if task.state == 'pending' and (task.follows or redis.call('HEXISTS', task.key, 'owes') == 1) then
+    arrive(id)  -- nobody leads it, or its quota was not asked for: it asks again
   elseif task.state == 'pending' then
     requeue(task, 'astray')
   elseif task.state == 'processing' then

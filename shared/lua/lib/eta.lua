@@ -9,7 +9,10 @@ local ETA_PACE_MS = 30000
 -- A lane with fewer waiting tasks than it starts in so many seconds keeps up: its pace is that of what comes, and goes on.
 -- With more of them it is the pace that its share permits, and ends with them.
 local ETA_KEEPS_UP_S = 2
+-- Tenants of a lane whose weights are looked up; the rest is taken for their mean.
+local ETA_TENANTS = 8
 local eta_known
+local eta_sample = {}
 
 -- What is true of the whole shard: `slots` of live workers (three numbers: of all lanes, of normal and batch together, of
 -- batch), paces and mean runs. Read once: no script that estimates changes it.
@@ -65,8 +68,28 @@ local function eta_flow(shard, own, due, waiting, left)
   return wait_ms, started
 end
 
+local function eta_terms(said)
+  local weight, cap = string.match(said or '', '^(%S+) (%S+)$')
+  return tonumber(weight) or 1, tonumber(cap) or 0
+end
+
+-- Mean weight of the other tenants that take turns in a lane. Their names are read once.
+local function eta_weight_of_others(lane, tenant)
+  local sample = eta_sample[lane]
+  if not sample then
+    local names = redis.call('ZRANGE', base .. 'turns:' .. lane, 0, ETA_TENANTS - 1)
+    sample = {names = names, said = redis.call('HMGET', base .. 'tenants', '*', unpack(names))}
+    eta_sample[lane] = sample
+  end
+  local sum, others = 0, 0
+  for i, name in ipairs(sample.names) do
+    if name ~= tenant then sum, others = sum + eta_terms(sample.said[i + 1] or sample.said[1]), others + 1 end
+  end
+  return others > 0 and sum / others or 1
+end
+
 -- Tasks of the lane that start before one that has `rank` tasks of its tenant before it. Between two of its own, each of the
--- other tenants has 1/weight turns, after those whose turn comes before.
+-- other tenants has as many turns as its weight is larger, after those whose turn comes before.
 local function eta_in_lane(lane, tenant, rank, waiting, weight)
   local turns = base .. 'turns:' .. lane
   local own = redis.call('ZCARD', base .. 'backlog:' .. lane .. ':' .. tenant)
@@ -79,7 +102,7 @@ local function eta_in_lane(lane, tenant, rank, waiting, weight)
     local tag = math.max(now, tonumber(redis.call('ZSCORE', base .. 'rested:' .. lane, tenant)) or now)
     ahead = redis.call('ZCOUNT', turns, '-inf', tag)
   end
-  return rank + math.min(of_others, ahead + rank / weight * others)
+  return rank + math.min(of_others, ahead + rank / weight * others * eta_weight_of_others(lane, tenant))
 end
 
 -- Tasks that start before it, and ms until it starts: 0 when a slot is free for it; -1 when nobody can know, because there is
@@ -93,9 +116,7 @@ local function estimate(tenant, lane, rank, slots)
     local counts = i == own or redis.call('EXISTS', base .. 'turns:' .. name) == 1
     waiting[i] = counts and tonumber(waiting[i]) or 0
   end
-  local said = redis.call('HGET', base .. 'tenants', tenant) or redis.call('HGET', base .. 'tenants', '*') or ''
-  local weight, cap = string.match(said, '^(%S+) (%S+)$')
-  weight, cap = tonumber(weight) or 1, tonumber(cap) or 0
+  local weight, cap = eta_terms(redis.call('HGET', base .. 'tenants', tenant) or redis.call('HGET', base .. 'tenants', '*'))
   local in_lane = eta_in_lane(lane, tenant, rank, waiting[own], weight)
 
   local usable = math.min(shard.slots, shard.limits[own] or shard.slots)

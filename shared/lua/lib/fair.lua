@@ -83,11 +83,9 @@ end
 -- Give back the place among its tenant's running tasks; false: it had none.
 local function let_go(task)
   if redis.call('SREM', running_of(task.tenant), task.id) == 0 then return false end
-  local _, cap = terms_of(task.tenant)
-  if cap > 0 then
-    for _, lane in ipairs({'interactive', 'normal', 'batch'}) do
-      if redis.call('EXISTS', backlog_of(lane, task.tenant)) == 1 then take_turns(lane, task.tenant) end
-    end
+  -- Also without a cap: its tenant may have rested for one that was lifted meanwhile.
+  for _, lane in ipairs({'interactive', 'normal', 'batch'}) do
+    if redis.call('EXISTS', backlog_of(lane, task.tenant)) == 1 then take_turns(lane, task.tenant) end
   end
   return true
 end
@@ -112,12 +110,9 @@ end
 local function settle(task, used, ran_ms)
   local charged, weight = string.match(task.charge, '^(%S+) (%S+)$')
   if not charged then return end
-  local lane, fair, surplus = task.lane, base .. 'fair', charged - used
-  local tag, share, now, run_ms = unpack(redis.call('HMGET', fair, 't:' .. lane, 'share:' .. lane, 'v:' .. lane, 'run_ms:' .. lane))
-  local fields = {'t:' .. lane, (tonumber(tag) or 0) - surplus / (tonumber(share) or 1)}
-  if ran_ms then fields[3], fields[4] = 'run_ms:' .. lane, mean_of(run_ms, ran_ms) end
-  redis.call('HSET', fair, unpack(fields))
-  charge_back(task, surplus / weight, tonumber(now) or 0)
+  local now, run_ms = unpack(redis.call('HMGET', base .. 'fair', 'v:' .. task.lane, 'run_ms:' .. task.lane))
+  if ran_ms then redis.call('HSET', base .. 'fair', 'run_ms:' .. task.lane, mean_of(run_ms, ran_ms)) end
+  charge_back(task, (charged - used) / weight, tonumber(now) or 0)
   local before = redis.call('HGET', base .. 'means', task.tenant)
   local mean = mean_of(before, math.max(0, used - task.tokens_in))
   if mean ~= before then redis.call('HSET', base .. 'means', task.tenant, mean) end

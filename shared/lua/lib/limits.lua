@@ -6,14 +6,15 @@ local counts, made, waits = {}, {}, {}
 -- The key that keeps it from being made, because it holds another type; nil: none does.
 local function misused(asked, tenant_index, session_index, bus)
   if not is(tenant_index, 'zset') then return tenant_index end
+  if asked.reply_to ~= '' and not is(base .. 'outbox', 'stream') then return base .. 'outbox' end
   if asked.session == '' then return nil end
   return not is(session_index, 'zset') and session_index or not is(bus, 'stream') and bus or nil
 end
 
 -- The same for one that ends in the same step.
 local function unendable(asked, bus)
-  for key, wanted in pairs({[bus] = 'stream', [asked.reply_to ~= '' and base .. 'outbox' or bus] = 'stream',
-    [base .. 'log:' .. asked.id] = 'stream', [backlog_of(asked.lane, asked.tenant)] = 'zset'}) do
+  for key, wanted in pairs({[bus] = 'stream', [base .. 'log:' .. asked.id] = 'stream',
+    [backlog_of(asked.lane, asked.tenant)] = 'zset'}) do
     if not is(key, wanted) then return key end
   end
 end
@@ -25,16 +26,17 @@ end
 
 local function tokens_of(asked) return most_tokens(tonumber(asked.tokens_in), tonumber(asked.tokens_out)) end
 
--- Predicted from the others that wait; those of one call wait alike. ms, -1: nobody knows.
+-- Predicted from the others that wait; those of one call wait alike. ms, -1: nobody knows. Second the mean run, ms.
 local function wait_of(asked)
   local waiting = counted('l:interactive') + counted('l:normal') + counted('l:batch')
-  if waiting == 0 and asked.hurried == '' then return 0 end
+  if waiting == 0 and asked.hurried == '' then return 0, 0 end
   local who = asked.lane .. asked.tenant
   if not waits[who] then
-    local _, wait_ms = estimate(asked.tenant, asked.lane, math.min(counted('n:' .. asked.tenant), counted('l:' .. asked.lane)))
-    waits[who] = wait_ms
+    local rank = math.min(counted('n:' .. asked.tenant), counted('l:' .. asked.lane))
+    local _, wait_ms, run_ms = estimate(asked.tenant, asked.lane, rank)
+    waits[who] = {wait_ms, run_ms}
   end
-  return waits[who]
+  return unpack(waits[who])
 end
 
 -- 'full', 'tenant_full', 'batch_full', 'late <ms>'; false: it is accepted. Leaves the predicted wait in `asked`.
@@ -43,9 +45,11 @@ local function over_limit(asked)
   local queued, batch = tonumber(asked.queued_limit), tonumber(asked.batch_limit)
   if queued > 0 and counted('n:' .. asked.tenant) >= queued then return 'tenant_full' end
   if asked.lane == 'batch' and batch > 0 and counted('b:' .. asked.tenant) + tokens_of(asked) > batch then return 'batch_full' end
-  local wait_ms = wait_of(asked)
+  local wait_ms, run_ms = wait_of(asked)
   if wait_ms >= 0 then wait_ms = math.max(wait_ms, tonumber(asked.starts_ms)) end
-  if asked.hurried ~= '' and wait_ms > tonumber(asked.expires_ms) then return 'late ' .. wait_ms end
+  if asked.hurried ~= '' and wait_ms > 0 and wait_ms + run_ms > tonumber(asked.expires_ms) then
+    return string.format('late %d', wait_ms + run_ms)
+  end
   asked.wait_ms = wait_ms
   return false
 end

@@ -5,12 +5,13 @@ local PACE_MS = 30000
 -- Tokens over share that a lane may be ahead of a less urgent one that waits: a burst goes first, a flood gets its share.
 local AHEAD = 20000
 local lanes, known, handed_out = {}, {}, 0
+local looked_at = math.min(most, free_slots())  -- tenants of a lane: each call raises the tag of so many at most
 
 local clocks = redis.call('HMGET', base .. 'fair', 'v:interactive', 't:interactive', 'pace:interactive', 'v:normal', 't:normal',
   'pace:normal', 'v:batch', 't:batch', 'pace:batch')
 for i, name in ipairs({'interactive', 'normal', 'batch'}) do
   local now, tag, pace = unpack(clocks, i * 3 - 2, i * 3)
-  local listed = redis.call('ZRANGE', base .. 'turns:' .. name, 0, most - 1, 'WITHSCORES')
+  local listed = looked_at > 0 and redis.call('ZRANGE', base .. 'turns:' .. name, 0, looked_at - 1, 'WITHSCORES') or {}
   local lane = {name = name, share = tonumber(shares[i]), now = tonumber(now) or 0, tag = tonumber(tag) or 0, pace = pace or '',
     turns = {}, handed = 0, touched = {}}
   for k = 1, #listed, 2 do lane.turns[#lane.turns + 1] = {name = listed[k], tag = tonumber(listed[k + 1]), tasks = 0, tokens = 0} end
@@ -45,32 +46,48 @@ local function next_lane()
   return best
 end
 
--- The turn whose tag is least; the place of it.
-local function next_turn(lane)
-  local best, place
-  for i, turn in ipairs(lane.turns) do
-    if not best or turn.tag < best.tag then best, place = turn, i end
+-- The turns of a lane are a heap, the least tag first. Its first one has got a later tag:
+local function sink(turns)
+  local i, last = 1, #turns
+  while i <= last do
+    local least, left = i, 2 * i
+    if left <= last and turns[left].tag < turns[least].tag then least = left end
+    if left < last and turns[left + 1].tag < turns[least].tag then least = left + 1 end
+    if least == i then return end
+    turns[i], turns[least] = turns[least], turns[i]
+    i = least
   end
-  if not best.tenant then
-    best.tenant = meet_tenant(best.name)
-    lane.touched[#lane.touched + 1] = best
-  end
-  return best, place
 end
 
--- Tokens that a task is charged as it is handed out: its prompt, and the least of what it may make and what is usual twice.
-local function estimate_of(turn, tokens_in, tokens_out)
-  local made = 2 * turn.tenant.mean
+local function drop_first(turns)
+  turns[1] = turns[#turns]
+  turns[#turns] = nil
+  sink(turns)
+end
+
+local function next_turn(lane)
+  local turn = lane.turns[1]
+  if not turn.tenant then
+    turn.tenant = meet_tenant(turn.name)
+    lane.touched[#lane.touched + 1] = turn
+  end
+  return turn
+end
+
+-- Tokens of a task before it runs: its prompt, and what is usual `times` over, if it may make that much.
+local function estimate_of(turn, tokens_in, tokens_out, times)
+  local made = times * turn.tenant.mean
   return tokens_in + (tokens_out > 0 and math.min(tokens_out, made) or made)
 end
 
--- A task of the turn has left the backlog for a worker; `tokens` are charged.
-local function hand_over(lane, turn, counted, tokens)
+-- A task of the turn has left the backlog for a worker; `tokens` are charged, and settled when it ends. A lane is charged what
+-- is usual and never settled: it has many tasks on their way, and all their refunds would come when it has nothing to run.
+local function hand_over(lane, turn, counted, tokens, expected)
   handed_out, lane.handed = handed_out + 1, lane.handed + 1
   turn.tasks, turn.tokens, turn.tenant.running = turn.tasks + 1, turn.tokens + counted, turn.tenant.running + 1
   lane.now = turn.tag
   turn.tag = turn.tag + tokens / turn.tenant.weight
-  lane.tag = lane.tag + tokens / lane.share
+  lane.tag = lane.tag + expected / lane.share
 end
 
 -- What was listed is no task that waits: somebody has removed it.
@@ -80,9 +97,10 @@ local function pass_over(turn) turn.tasks = turn.tasks + 1 end
 local function take(hand_out)
   local lane = next_lane()
   if not lane then return false end
-  local turn, place = next_turn(lane)
+  local turn = next_turn(lane)
   local id = not at_cap(turn.tenant) and redis.call('ZPOPMIN', backlog_of(lane.name, turn.name))[1]
-  if id then hand_out(lane, turn, id) else table.remove(lane.turns, place) end
+  if id then hand_out(lane, turn, id) else drop_first(lane.turns) end
+  sink(lane.turns)
   return true
 end
 

@@ -26,7 +26,7 @@ shards = st.builds(
 )
 askers = st.builds(
     Asked, lane=st.integers(0, 2), rank=COUNTS, waiting=COUNTS, ahead=st.integers(0, 50), others=st.integers(0, 50),
-    weight=st.floats(0.1, 10), cap=st.integers(0, 8), held=st.integers(0, 8),
+    weight=st.floats(0.1, 10), their_weight=st.floats(0.1, 10), cap=st.integers(0, 8), held=st.integers(0, 8),
 )  # fmt: skip
 
 
@@ -74,6 +74,7 @@ BATCH = Lane(share=0.1, waiting=1000, run_ms=1000)
         (Shard((IDLE, ALONE, IDLE), 4, 4), Asked(lane=1, rank=39, waiting=40), 39, 10),
         (Shard((IDLE, ALONE, IDLE), 4, 4), Asked(lane=1, rank=9, waiting=20, others=1), 18, 4.75),
         (Shard((IDLE, ALONE, IDLE), 4, 4), Asked(lane=1, rank=9, waiting=20, others=1, weight=3), 12, 3.25),
+        (Shard((IDLE, ALONE, IDLE), 4, 4), Asked(lane=1, rank=3, waiting=20, others=1, their_weight=3), 12, 3.25),
         (Shard((IDLE, ALONE, IDLE), 4, 4), Asked(lane=1, rank=19, waiting=20, others=9), 39, 10),
         (Shard((IDLE, ALONE, BATCH), 6, 6), Asked(lane=1, rank=39, waiting=40), 58, 10),
         (Shard((IDLE, ALONE, BATCH), 6, 6), Asked(lane=2, rank=999, waiting=1000), 1039, 1040 / 6),
@@ -84,7 +85,7 @@ BATCH = Lane(share=0.1, waiting=1000, run_ms=1000)
         (Shard((IDLE, ALONE, IDLE), 4, 0), Asked(lane=1, rank=3, waiting=40), 3, 0),
     ],
     ids=[
-        "alone in its lane", "two tenants take turns", "a tenant of weight 3", "the others have no more",
+        "alone in its lane", "two tenants take turns", "a tenant of weight 3", "beside one of weight 3", "the others have no more",
         "batch work takes its share", "batch work has all when the rest is done", "what comes in a more urgent lane",
         "a share is kept", "a lane that may not have all slots", "a tenant at its cap", "slots are free",
     ],

@@ -30,7 +30,9 @@ async def lay_out(bus: Bus, shard: Shard, asked: Asked) -> str:
     limits = [shard.lanes[i].limit or shard.slots for i in (1, 2)]
     await call("HSET", SHARD.workers, "w1", f"{now_ms} {shard.slots} {limits[0]} {limits[1]} {{}}")
     for word, one in zip(Word, shard.lanes, strict=True):
-        await call("HSET", SHARD.fair, f"share:{word}", str(one.share), f"pace:{word}", f"{one.pace!r} {now_ms + 60_000}")
+        await call(
+            "HSET", SHARD.fair, f"share:{word}", str(one.share), f"pace:{word}", f"{one.pace!r} {now_ms + 60_000}"
+        )
         await call("HSET", SHARD.waiting, f"l:{word}", one.waiting)
         if one.run_ms:
             await call("HSET", SHARD.fair, f"run_ms:{word}", str(one.run_ms))
@@ -40,7 +42,7 @@ async def lay_out(bus: Bus, shard: Shard, asked: Asked) -> str:
     await call("ZADD", f"{SHARD.base}turns:{lane}", 2, ME, *turns)
     if shard.running:
         await call("ZADD", SHARD.leases, *(part for n in range(shard.running) for part in (n, f"t{n}")))
-    await call("HSET", SHARD.tenants, ME, f"{asked.weight!r} {asked.cap}")
+    await call("HSET", SHARD.tenants, ME, f"{asked.weight!r} {asked.cap}", "*", f"{asked.their_weight!r} 0")
     if asked.held:
         await call("SADD", SHARD.running(ME), *range(asked.held))
     id = tasks.new_id()
@@ -69,7 +71,7 @@ def any_state(seed: int) -> tuple[Shard, Asked]:
     lanes[lane] = replace(lanes[lane], waiting=waiting + dice.choice((0, 3, 50)))
     asked = Asked(
         lane=lane, rank=dice.randrange(waiting), waiting=waiting, ahead=dice.randint(0, others), others=others,
-        weight=dice.choice((0.5, 1, 3)), cap=dice.choice((0, 0, 2, 5)), held=dice.choice((0, 2)),
+        weight=dice.choice((0.5, 1, 3)), their_weight=dice.choice((0.5, 1, 3)), cap=dice.choice((0, 0, 2, 5)), held=dice.choice((0, 2)),
     )  # fmt: skip
     return Shard((lanes[0], lanes[1], lanes[2]), slots, dice.randint(0, slots)), asked
 
@@ -199,6 +201,19 @@ async def test_whoever_is_not_named_has_the_terms_of_everybody(bus: Bus) -> None
     found = await one(bus, id)
     assert found is not None
     assert found.eta_ms == 3000
+
+
+async def test_the_weights_of_a_few_tenants_stand_for_all(bus: Bus) -> None:
+    lanes = (Lane(0.7), Lane(0.2, waiting=1000, run_ms=1000), Lane(0.1))
+    id = await lay_out(bus, Shard(lanes, slots=1, running=1), Asked(lane=1, rank=1, waiting=2, others=20))
+    turns = f"{SHARD.base}turns:normal"
+    first = [name.decode() for name in await bus.commands.call("ZRANGE", turns, 0, 20) if name != b"me"]
+    for name in first[:4]:
+        await bus.commands.call("HSET", SHARD.tenants, name, "3 0")
+    found = await one(bus, id)
+    assert found is not None
+    their = (7 - 4 + 4 * 3) / 7  # of the first 8, of which one is its own
+    assert found.position == 1 + int(1 + 20 * their)
 
 
 async def test_the_end_of_each_lane_is_told(bus: Bus) -> None:

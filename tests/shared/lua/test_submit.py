@@ -25,7 +25,7 @@ async def test_new_task_is_pending_and_in_the_arrivals(bus: Bus) -> None:
     assert int(hash.pop("deadline_ms")) - int(hash.pop("created_at_ms")) == 60_000
     assert hash == {
         "state": "pending", "lane": "batch", "session": "s1", "reply_to": "orders", "epoch": "0",
-        "tenant": "default", "tokens_in": "10", "tokens_out": "0", "eta_ms": "-1",
+        "tenant": "default", "tokens_in": "10", "tokens_out": "0", "eta_ms": "0",
         "spec": made.spec.decode(), "body": made.body.decode(),
     }  # fmt: skip
     assert [fields for _, fields in await tasks.entries(bus, SHARD.arrivals)] == [{b"t": made.id.encode()}]
@@ -154,7 +154,7 @@ async def test_only_a_task_of_a_session_is_announced_on_the_bus(bus: Bus) -> Non
 @pytest.mark.parametrize(
     "key",
     [
-        *(SHARD.arrivals, SHARD.expiry, SHARD.attached, tasks.BACKLOGS[1]),
+        *(SHARD.arrivals, SHARD.expiry, SHARD.attached),
         *(*SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held),
         *(SHARD.tenant("default"), SHARD.session("s1"), SHARD.bus(0), SHARD.outbox),
     ],
@@ -171,7 +171,9 @@ async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str, ca
 async def test_log_of_another_type_is_named_and_nothing_is_written(bus: Bus) -> None:
     made = tasks.item()
     await cancel(bus, SHARD, tasks.LIMITS, [made.id])
-    await assert_refused_whole(bus, SHARD.log(made.id), lambda: submit(bus, SHARD, CONFIG, [made]))
+    for key in (SHARD.log(made.id), tasks.BACKLOGS[1]):
+        await assert_refused_whole(bus, key, lambda: submit(bus, SHARD, CONFIG, [made]))
+        await bus.commands.call("DEL", key)
 
 
 @pytest.mark.keeps_keys

@@ -1,0 +1,38 @@
+"""The SSE twin of a subscription tells what the WebSocket tells."""
+
+import json
+from typing import Any
+
+import httpx
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from services.notifier.line import Line
+from services.notifier.sse import Events
+from shared.bus.client import Bus
+from shared.bus.tail import Tails
+from shared.cancel import Canceller
+from shared.lifespan import HttpServer
+from shared.place import Outlooks
+from tests.support import tasks
+from tests.support.tails import tailing
+
+
+async def test_a_waiting_task_tells_its_place_and_then_its_end(bus: Bus) -> None:
+    task = await tasks.admitted(bus)
+    async with tailing(bus) as tail:
+        events = Events(bus, Tails([tail]), Line(Outlooks(bus, tasks.LIMITS)), heartbeat_s=25)
+        http = HttpServer(Starlette(routes=[Route("/v1/tasks/{id}/events", events.endpoint)]), "127.0.0.1", 0)
+        await http.start()
+        told: list[dict[str, Any]] = []
+        async with httpx.AsyncClient(base_url=http.url) as client:
+            async with client.stream("GET", f"/v1/tasks/{task}/events") as answer:
+                async for line in answer.aiter_lines():
+                    if line.startswith("data: "):
+                        told.append(json.loads(line[6:]))
+                        if told[-1]["t"] == "st":
+                            await Canceller(bus, tasks.CONFIG).cancel(task)
+        await http.stop()
+    place = next(message for message in told if message["t"] == "st")
+    assert place["info"] == {"pos": 1, "why": "no_worker"}
+    assert (told[-1]["t"], told[-1]["status"]) == ("fail", "cancelled")
