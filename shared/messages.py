@@ -161,6 +161,11 @@ class Reply(Message, frozen=True, kw_only=True, omit_defaults=True, tag="reply.v
     finished_at_ms: int = 0
     cache: str = ""
     """`hit` or `followed`: it is the answer of another task."""
+    alias: str = ""
+    """What the producer called the model, if that was an alias; `model` is what served it."""
+    variant: str = ""
+    worker: str = ""
+    attempt: int = 0
 
 
 class Announcement(Message, frozen=True, kw_only=True, omit_defaults=True, tag="worker.v1"):

@@ -5,8 +5,8 @@ is given back. A reservation is known by the task's id, so that a repeat takes n
 while (services/scheduler/quota_sweep.py), so that none is forgotten whose submitter died.
 
 The windows slide, in buckets of a fiftieth (requests) or a sixtieth (tokens). A bucket counts until all of it has left the
-span, so a limit is never exceeded in any span, and is reached to 2 %. Rejected: token buckets, which let
-twice the limit pass in one span; one window for each API key beside the tenant's slot, which no single script could hold.
+span, so a limit is never exceeded in any span, and is reached to 2 %. Rejected: token buckets, which let twice the limit pass in
+one span; windows of API keys in slots of their own, which no single script could hold together with their tenant's.
 """
 
 import logging

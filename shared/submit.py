@@ -91,11 +91,11 @@ class Submitter:
         self._quotas, self._shadows = Quotas(bus, config), Shadows(self)
         self._batches: dict[str, Batcher[SubmitItem, str]] = {}
 
-    def place(self, request: Request) -> Place:
-        """The shard is chosen by what makes requests the same for a cache, else by the producer's key, else at random; the
-        partition by the session."""
+    def place(self, request: Request, *origin: bytes) -> Place:
+        """The shard is chosen by what makes requests the same for a cache, else by the producer's key or the origin, else at
+        random; the partition by the session."""
         pool = self._config.pools[request.pool]
-        who = f"{request.task.tenant}:{request.task.task_id}" if request.task.task_id else new_nonce()
+        who = f"{request.task.tenant}:{request.task.task_id}" if request.task.task_id else _name_of(origin)
         alike = request.cache.digest if request.cache is not None else who
         return Place(
             request.pool,
@@ -106,7 +106,7 @@ class Submitter:
 
     def new_id(self, request: Request, *origin: bytes) -> str:
         """An id for a request; the same `origin` gives the same id, none gives a new one."""
-        place = self.place(request)
+        place = self.place(request, *origin)
         return derived_task_id(place, *origin) if origin else new_task_id(place)
 
     async def submit(self, request: Request, task_id: str) -> Submitted:
@@ -118,10 +118,9 @@ class Submitter:
         await self._memory.check()
         if request.task.task_id:
             task_id = await self._reserve(request, task_id)
-            request = on_pool(self._config, request, place_of(task_id).pool)
         elif found := await self._found_elsewhere(request, task_id):
             return found
-        submitted = await self._submit_somewhere(request, task_id)
+        submitted = await self._submit_somewhere(on_pool(self._config, request, place_of(task_id).pool), task_id)
         if submitted.new:
             self._shadows.cast(request, submitted.id)
         return submitted
@@ -144,7 +143,8 @@ class Submitter:
 
     def _fallback_id(self, way: Request, task_id: str) -> str:
         """Follows from the first id, so that a repeat finds it."""
-        return derived_task_id(self.place(way), task_id.encode())
+        origin = task_id.encode()
+        return derived_task_id(self.place(way, origin), origin)
 
     async def _found_elsewhere(self, request: Request, task_id: str) -> Submitted | None:
         """The task, if this is a repeat of a submission that a fallback accepted. An attached one is never repeated."""
@@ -255,6 +255,10 @@ MADE_UNKNOWN = 256
 def most_tokens(request: Request) -> int:
     """What a task may use, before anybody knows."""
     return request.tokens_in + (request.tokens_out or MADE_UNKNOWN)
+
+
+def _name_of(origin: Sequence[bytes]) -> str:
+    return hashlib.blake2b(b"\0".join(origin), digest_size=16).hexdigest() if origin else new_nonce()
 
 
 def _item(task_id: str, request: Request, config: Config, *, metered: bool, owes: bool) -> SubmitItem:

@@ -112,4 +112,8 @@ def make_reply(task_id: str, record: Record, result: bytes | None) -> Reply:
         created_at_ms=record.created_at_ms,
         finished_at_ms=record.finished_at_ms,
         cache=finished.cache if finished else "",
+        alias=task.alias,
+        variant=task.variant,
+        worker=record.worker,
+        attempt=record.attempt,
     )

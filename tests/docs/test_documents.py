@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from services.notifier import frames
 from shared import config, errors, keys, policy, policy_file, record, request
+from shared.lifecycle import Lane
 from shared.messages import Reply
 from shared.settings import SHARED
 
@@ -55,7 +56,15 @@ def test_the_architecture_lists_every_key() -> None:
     made.add(re.sub(r"\{i\.\d+\}", "{i.<n>}", keys.idempotency("<tenant>", "<key>")))
     of_shard = {key for key in vars(shard).values() if key != shard.base and str(key).startswith(shard.base)}
     of_shard |= {
-        *shard.backlogs,
+        *(shard.backlog(lane, "<tenant>") for lane in Lane),
+        shard.running("<tenant>"),
+        shard.prefix("<digest>"),
+        shard.group("<digest>"),
+        shard.kept_answer("<digest>"),
+        shard.flight("<digest>"),
+        shard.followers("<digest>"),
+        *shard.turns,
+        *shard.rested,
         shard.task("<id>"),
         shard.log("<id>"),
         shard.work("<worker>"),
@@ -64,7 +73,7 @@ def test_the_architecture_lists_every_key() -> None:
     }
     made |= {keys.door("<producer>")}
     made |= {keys.quota("<tenant>", what) for what in ("reserved", "looks", "requests", "tokens")}
-    made |= {re.sub(r"backlog:\w+", "backlog:<lane>", key.replace("{smol.0}", "{t}")) for key in of_shard}
+    made |= {re.sub(r"(backlog|turns|rested):\w+", r"\1:<lane>", key.replace("{smol.0}", "{t}")) for key in of_shard}
     made.add(shard.bus(0).replace("{smol.0}", "{t}").removesuffix("0") + "<p>")
     assert {row[0] for row in table(section)} == made
 
@@ -81,7 +90,11 @@ def test_the_architecture_lists_every_field_of_a_task() -> None:
     written: set[str] = set()
     for path in (path for part in ("shared", "services") for path in (ROOT / part).rglob("*.lua")):
         for pairs in re.findall(r"'HSET', (?:task\.key|task|key),([^)]*)\)", path.read_text()):
-            written |= {name.strip(" '\n") for name in pairs.split(",")[::2]}
+            written |= {name for name in re.findall(r"'(\w+)'", ",".join(pairs.split(",")[::2]))}
+    made = (ROOT / "shared" / "lua" / "submit.lua").read_text()
+    kept, fixed = re.search(r"KEPT = \{(.*?)\}", made, re.DOTALL), re.search(r"fields = \{(.*?)\}", made, re.DOTALL)
+    assert kept is not None and fixed is not None
+    written |= set(re.findall(r"'(\w+)'", kept[1])) | {name for name in re.findall(r"'(\w+)'", fixed[1]) if name != "pending"}
     assert told == written
     assert set(record.FIELDS) <= told
 

@@ -172,6 +172,7 @@ class Stage:
         await self.reply(self.bus)
         await self.lapse()
         await reap(self.bus, SHARD, LIMITS)
+        await due(self.bus, SHARD, LIMITS)
 
 
 Step = Callable[[Stage], Awaitable[None]]

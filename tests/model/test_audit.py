@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from services.inference.scripts import Owner, retire, start
-from services.scheduler.scripts import dispatch, reap
+from services.scheduler.scripts import dispatch, due, reap
 from shared.bus.client import Bus
 from shared.keys import reply
 from tests.support import audit, tasks
@@ -20,7 +20,7 @@ async def ended(bus: Bus) -> tuple[Owner, str]:
     lost = await tasks.running(bus, dying, reply_to="orders")
     await tasks.emit_one(bus, dying, tasks.emission(lost, 1, 2))
     await bus.commands.call("ZADD", SHARD.leases, 1, lost.id)
-    await bus.commands.call("HSET", SHARD.workers, "w0", "1 4 {}")
+    await bus.commands.call("HSET", SHARD.workers, "w0", "1 4 4 4 {}")
     await reap(bus, SHARD, LIMITS)
     owner = await tasks.worker(bus)
     await dispatch(bus, SHARD, tasks.CONFIG)
@@ -28,6 +28,7 @@ async def ended(bus: Bus) -> tuple[Owner, str]:
     await start(bus, owner, [hand])
     await tasks.finish_one(bus, owner, tasks.ending(hand, 3, 3, attempt=2))
     await tasks.admit_all(bus)
+    await due(bus, SHARD, LIMITS)
     await bus.commands.call("DEL", SHARD.outbox)
     event = f"{hand.id}:{hand.epoch}"
     await bus.commands.call("XADD", reply("orders"), "*", "id", hand.id, "event", event, "status", "completed")
@@ -64,7 +65,17 @@ PLANTED: dict[str, tuple[Callable[[str], Call], str]] = {
         "it has 1 dead letters",
     ),
     "held lease": (lambda id: ("ZADD", SHARD.leases, 1, id), "leases holds"),
-    "waiting place": (lambda id: ("ZADD", tasks.BACKLOGS[0], 1, id), "backlog:interactive holds"),
+    "waiting place": (lambda id: ("ZADD", tasks.BACKLOGS[0], 1, id), "backlog:interactive:default holds"),
+    "turn of nobody": (lambda id: ("ZADD", SHARD.turns[0], 1, "lions"), "turns:interactive holds"),
+    "turn that is remembered": (lambda id: ("ZADD", SHARD.rested[0], 1, "lions"), "rested:interactive holds"),
+    "running place": (lambda id: ("SADD", SHARD.running("lions"), id), "running:lions holds"),
+    "count of nothing": (lambda id: ("HINCRBY", SHARD.waiting, "n:lions", 1), "waiting says {'n:lions': '1'}"),
+    "held slot": (lambda id: ("HINCRBY", SHARD.held, "w1 batch", 1), "held says {'w1 batch': '1'}"),
+    "mean of nobody": (lambda id: ("HSET", SHARD.means, "lions", "7.0"), "means says"),
+    "clock that goes on": (lambda id: ("HSET", SHARD.fair, "v:batch", "1e300"), "fair says v:batch"),
+    "flight of nobody": (lambda id: ("SET", SHARD.flight("abc"), id, "PX", 10_000), "flight:abc leads nobody"),
+    "follower of nobody": (lambda id: ("ZADD", SHARD.followers("abc"), 1, id), "followers:abc holds"),
+    "beginning that stays": (lambda id: ("SET", SHARD.prefix("abc"), "w1"), "prefix:abc never expires"),
     "kept slot": (lambda id: ("XADD", SHARD.work("w1"), "*", "t", id, "e", 1), "work:w1 holds 1 entries"),
     "orphaned stream": (lambda id: ("HDEL", SHARD.workers, "w1"), "something is left of the worker w1"),
     "lost reply": (lambda id: ("DEL", reply("orders")), "its replies are None"),
@@ -73,6 +84,8 @@ PLANTED: dict[str, tuple[Callable[[str], Call], str]] = {
         "its replies are",
     ),
     "foreign key": (lambda id: ("SET", SHARD.base + "odd", "x"), "odd: a key of no service"),
+    "foreign set": (lambda id: ("SADD", SHARD.base + "odd", "x"), "odd: a key of no service"),
+    "foreign list": (lambda id: ("RPUSH", SHARD.base + "odd", "x"), "odd: a key of no service"),
 }
 
 

@@ -8,6 +8,7 @@
 Each answers faults in words; no fault is an empty list. Tasks and logs must not have expired: keep them long in `limits`.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -43,8 +44,10 @@ class Content(Struct, frozen=True):
     """Hashes by task id; notes of cancelled unknown ids among them."""
     logs: dict[str, list[Event]]
     sorted_sets: dict[str, list[str]]
+    sets: dict[str, set[str]]
     hashes: dict[str, dict[str, str]]
     """All but those of tasks."""
+    strings: dict[str, str]
     streams: dict[str, StreamContent]
     """All but logs."""
     lasting: dict[str, int]
@@ -57,7 +60,7 @@ class Content(Struct, frozen=True):
 
 
 def read(url: str, shard: ShardKeys) -> Content:
-    content = Content({}, {}, {}, {}, {}, {}, [])
+    content = Content({}, {}, {}, {}, {}, {}, {}, {}, [])
     with Redis.from_url(url, decode_responses=True, protocol=2, socket_timeout=60) as redis:
         names = [key.removeprefix(shard.base) for key in redis.scan_iter(shard.base + "*", count=1000)]
         for start in range(0, len(names), PAGE):
@@ -68,6 +71,8 @@ def read(url: str, shard: ShardKeys) -> Content:
 READING: dict[str, tuple[str, ...]] = {
     "hash": ("HGETALL",),
     "zset": ("ZRANGE", "0", "-1"),
+    "set": ("SMEMBERS",),
+    "string": ("GET",),
     "stream": ("XRANGE", "-", "+"),
 }
 
@@ -91,6 +96,10 @@ def _read_page(redis: Any, base: str, names: list[str], content: Content) -> Non
             content.hashes[name] = value
         elif command == "ZRANGE":
             content.sorted_sets[name] = value
+        elif command == "SMEMBERS":
+            content.sets[name] = set(value)
+        elif command == "GET":
+            content.strings[name] = value
         else:
             groups = {
                 group["name"]: (group["consumers"], group["pending"]) for group in redis.xinfo_groups(base + name)
@@ -118,7 +127,8 @@ def faults_of_tasks(content: Content, acknowledged: Collection[str], limits: Lim
             faults += [f"{id}: {fault}" for fault in found]
     faults += [f"{id}: a dead letter without its task" for id in letters if id not in content.tasks]
     faults += [f"dead letter of {letter['t']} cannot be tried again" for letter in dead if not letter["body"]]
-    return faults + [f"{name}: a key of no service" for name in content.strangers]
+    strangers = [name for name in (*content.strings, *content.sets) if not name.startswith(KNOWN)]
+    return faults + [f"{name}: a key of no service" for name in (*content.strangers, *strangers)]
 
 
 def is_dead(task: dict[str, str], limits: Limits) -> bool:
@@ -181,15 +191,29 @@ def _faults_of_log(task: dict[str, str], log: list[Event]) -> list[str]:
     return [] if end.last == last else [f"its log has {last} chunks, and its end says {end.last}"]
 
 
-HELD = ("leases", "expiry", "attached", "later", "backlog:")
-"""Sorted sets of unfinished tasks."""
+KNOWN = ("running:", "prefix:", "group:", "flight:", "cache:")
+"""Sets and strings of services."""
+HELD = ("leases", "expiry", "attached", "later", "backlog:", "followers:", "turns:", "rested:")
+"""Sorted sets of unfinished tasks, and of who waits for a turn."""
+COUNTED = ("waiting", "held", "means")
+"""Hashes of what waits or runs."""
+CLOCKS = re.compile(r"[vt]:.*")
+"""Fields of `fair` that say who is ahead of whom."""
 PASSED_ON = ("in", "outbox", "work:")
 """Streams whose entries go when they are dealt with."""
 
 
 def faults_of_drained(content: Content) -> list[str]:
-    """Nothing waits, is leased, handed out or pending; only workers that are announced have a stream or a suspect."""
+    """Nothing waits, is leased, handed out or pending, and nobody is ahead of anybody; only workers that are announced have a
+    stream or a suspect; what is remembered of prompts and answers expires."""
     faults = [f"{name} holds {ids[:3]}" for name, ids in content.sorted_sets.items() if name.startswith(HELD)]
+    faults += [f"{name} holds {sorted(ids)[:3]}" for name, ids in content.sets.items()]
+    faults += [f"{name} says {content.hashes[name]}" for name in COUNTED if name in content.hashes]
+    faults += [
+        f"fair says {field} {said}" for field, said in content.hashes.get("fair", {}).items() if CLOCKS.match(field)
+    ]
+    faults += [f"{name} never expires" for name in content.strings if name in content.lasting]
+    faults += [f"{name} leads nobody" for name in content.strings if name.startswith("flight:")]
     for name, stream in content.streams.items():
         if name.startswith(PASSED_ON) and stream.entries:
             faults.append(f"{name} holds {len(stream.entries)} entries")
