@@ -169,7 +169,8 @@ class Submitter:
             taken = await self._quotas.take(task, task_id, most_tokens(request))
         item = _item(task_id, request, self._config, metered=limited and not task.waits, owes=limited and task.waits)
         verdict = await self._batch(place_of(task_id)).add(item)
-        if taken and verdict != "new":  # without a verdict nobody knows: the sweep of the quotas looks at it
+        # A repeat over a lost connection finds its own task; without a verdict nobody knows, and the quotas' sweep looks at it.
+        if taken and verdict not in ("new", State.PENDING, State.PROCESSING):
             await self._quotas.settle(task.tenant, task_id, 0)
         return self._submitted(request, task_id, verdict)
 

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 INTERVAL_S = 2.0
 """Short enough for a person who watches; a client counts down by itself between."""
 MOST = 2000
-"""Tasks looked up in one pass: 20 calls, about 30 ms of the server together. With more that wait, each has its turn less often."""
+"""Tasks looked up in one pass: 20 calls, about 50 ms of the server together. With more that wait, each has its turn less often."""
 SELDOM = 10
 """Of so many passes one looks at all tasks: no event tells that a running one waits again, to be retried."""
 SLACK_MS, SLACK_SHARE = 2000, 0.2

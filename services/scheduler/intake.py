@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from services.scheduler import metrics
 from services.scheduler.scripts import Arrival, admit, dispatch, follow
 from shared.bus.client import Bus
+from shared.bus.connection import Reply
 from shared.bus.consume import Entry
 from shared.bus.script import MAX_ITEMS
 from shared.config import Config
-from shared.errors import RateLimited, WrongKeyType
+from shared.errors import RateLimited, TokensOverLimit, WrongKeyType
 from shared.keys import ShardKeys
 from shared.messages import decode_task
 from shared.quota import Quotas
 from shared.submit import MADE_UNKNOWN
 
 log = logging.getLogger(__name__)
+
+ASKED = ("spec", "tokens_in", "tokens_out")
+LOWERED_MS = 60_000
+"""Until a task is looked at again that is larger than its tenant's limit."""
 
 CACHED = ("hit", "followed", "miss", "refresh")
 """Verdicts of admit on tasks whose answer may be that of another one; the last two are queued."""
@@ -59,16 +64,21 @@ class Intake:
                 log.error("a task cannot be admitted: %s holds a type that is not Headrace's", verdict[10:])
         owing = [arrival for arrival, verdict in zip(arrivals, verdicts, strict=True) if verdict == "owes"]
         if owing:
-            await self._admit(await asyncio.gather(*map(self._take, owing)))
+            asked = await asyncio.gather(*(self._bus.read("HMGET", self._shard.task(a.id), *ASKED) for a in owing))
+            await self._admit(await asyncio.gather(*map(self._take, owing, asked)))
 
-    async def _take(self, arrival: Arrival) -> Arrival:
+    async def _take(self, arrival: Arrival, asked: Sequence[Reply]) -> Arrival:
         """Reserve what a task may use that waits for its tenant's rates, or learn when to ask again. Raises: BusError."""
-        spec, *tokens = await self._bus.read("HMGET", self._shard.task(arrival.id), "spec", "tokens_in", "tokens_out")
+        spec, *tokens = asked
+        if spec is None:  # it has expired meanwhile, which admit will find
+            return Arrival(arrival.id, arrival.entry, "taken")
         tokens_in, tokens_out = (int(value or 0) for value in tokens)
         try:
             await self._quotas.take(decode_task(spec), arrival.id, tokens_in + (tokens_out or MADE_UNKNOWN))
         except RateLimited as refused:
             return Arrival(arrival.id, arrival.entry, str(1000 * (refused.retry_after_s or 1)))
+        except TokensOverLimit:  # a reload has lowered the limit: it waits for it to come back, or for its own deadline
+            return Arrival(arrival.id, arrival.entry, str(LOWERED_MS))
         return Arrival(arrival.id, arrival.entry, "taken")
 
     async def dispatch(self) -> None:

@@ -86,29 +86,29 @@ class Load:
     @contextlib.asynccontextmanager
     async def batch(self, lane: str) -> AsyncIterator[None]:
         """Meanwhile so many batch tasks are outstanding, always."""
-        chance, waiting = random.Random(1), set[str]()
+        chance, waiting, over = random.Random(1), set[str](), False
 
         async def keep_one() -> None:
             line = await connect(self._running.http)
-            while True:
+            while not over:
                 prompt = text(chance.randint(*PROMPT_WORDS), chance)
                 task = await submit(line, MODEL, prompt, BATCH_TOKENS, session="slow", lane=lane, stream=False)
                 waiting.add(task)
                 await self._slow.wait_for_task(task)
                 waiting.discard(task)
+            line.close()
 
         keepers = [asyncio.create_task(keep_one()) for _ in range(OUTSTANDING)]
         await asyncio.sleep(LEAD_S)
         try:
             yield
         finally:
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
+            over = True
             line = await connect(self._running.http)
             for task in list(waiting):
                 await line.post(f"/v1/tasks/{task}/cancel", b"")
-            await asyncio.gather(*(self._slow.wait_for_task(task) for task in waiting))
+            line.close()
+            await asyncio.gather(*keepers)
 
 
 async def measure(load: Load, title: str, rows: Rows, seed: int, *, interactive: bool, batch: str) -> None:

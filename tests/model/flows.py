@@ -12,15 +12,18 @@ from services.inference.scripts import Owner, retire
 from services.inference.worker import Worker
 from services.notifier.outbox import Outbox
 from services.scheduler.intake import Intake
+from services.scheduler.quota_sweep import QuotaSweep
 from services.scheduler.scripts import Look, due, reap, repair
 from shared.bus.client import Bus
 from shared.bus.consume import Entry
 from shared.bus.streams import ensure_group
 from shared.cancel import Canceller, cancel
+from shared.clock import now_ms
 from shared.config import Config, Limits
-from shared.keys import OUTBOX, SCHEDULER, WORKERS
+from shared.keys import OUTBOX, SCHEDULER, WORKERS, quota
 from shared.lifecycle import State
 from shared.payer import ANONYMOUS
+from shared.policy import Live, Policy, Tenant
 from shared.quota import Quotas
 from shared.request import from_json
 from shared.submit import Submitter
@@ -31,7 +34,10 @@ from tests.support.waiting import wait_until
 
 LIMITS = Limits(results_kept_s=600, log_kept_s=600, lease_s=600)
 """Leases end when a test says so."""
-CONFIG = Config(pools=tasks.CONFIG.pools, limits=LIMITS)
+METERED = "lions"
+"""The tenant whose tokens are counted, though never used up."""
+POLICY = Policy(tenants={METERED: Tenant(tokens_per_min=100_000)})
+CONFIG = Config(pools=tasks.CONFIG.pools, limits=LIMITS, live=Live(POLICY))
 KEY = "order-17"
 """The producer's own id of its task."""
 TEXT = "one two three four five"
@@ -49,12 +55,16 @@ class Stage:
 
     # -- clients
 
-    async def submit(self, bus: Bus, text: str = TEXT) -> None:
+    async def submit(self, bus: Bus, text: str = TEXT, **wishes: str | float) -> None:
+        """`wishes`: further fields of the envelope."""
         body = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": text}]}
-        envelope = {"body": body, "route": "/v1/chat/completions", "task_id": KEY, "reply_to": "orders"}
+        envelope = {"body": body, "route": "/v1/chat/completions", "task_id": KEY, "reply_to": "orders", **wishes}
         submitter = Submitter(bus, CONFIG)
         request = from_json(CONFIG, ANONYMOUS, msgspec.json.encode(envelope))
         self.ids = [(await submitter.submit(request, submitter.new_id(request))).id]
+
+    async def ask_metered(self, bus: Bus) -> None:
+        await self.submit(bus, tenant=METERED)
 
     async def cancel(self, bus: Bus) -> None:
         await Canceller(bus, CONFIG).cancel(self.ids[0])
@@ -155,6 +165,16 @@ class Stage:
                 bus.commands.send("XACK", SHARD.outbox, OUTBOX, *done), bus.commands.send("XDEL", SHARD.outbox, *done)
             )
 
+    async def sweep(self, bus: Bus) -> None:
+        """Of the quotas, past its grace."""
+        for id in await bus.commands.call("ZRANGE", quota(METERED, "looks"), 0, -1):
+            await bus.commands.call("ZADD", quota(METERED, "looks"), 1, id)
+        await QuotaSweep(bus, CONFIG).look()
+
+    async def reserved(self) -> list[str]:
+        """Tasks whose tokens are not settled."""
+        return [id.decode() for id in await self.bus.commands.call("HKEYS", quota(METERED, "reservations"))]
+
     # -- the end
 
     async def settle(self) -> None:
@@ -170,6 +190,7 @@ class Stage:
         await self.schedule(self.bus)
         self.entries = await self.read(SHARD.outbox, OUTBOX)
         await self.reply(self.bus)
+        await self.sweep(self.bus)
         await self.lapse()
         await reap(self.bus, SHARD, LIMITS)
         await due(self.bus, SHARD, LIMITS)
@@ -236,6 +257,32 @@ async def overdue(stage: Stage) -> None:
     await stage.bus.commands.call("ZADD", SHARD.expiry, 1, stage.ids[0])
 
 
+async def to_wait(stage: Stage) -> None:
+    """Arrived, of a tenant whose tokens are to be reserved before it may run."""
+    await stage.submit(stage.bus, tenant=METERED, on_limit="wait")
+    stage.entries = await stage.read(SHARD.arrivals, SCHEDULER)
+
+
+async def not_yet(stage: Stage) -> None:
+    """A task that might not start before a time, which has come."""
+    await stage.submit(stage.bus, not_before=now_ms() / 1000 + 60)
+    await stage.lapse()
+
+
+async def metered(stage: Stage) -> None:
+    """Ended; its tokens are to be settled."""
+    await stage.ask_metered(stage.bus)
+    await stage.hand_out()
+    await stage.work(stage.bus, slow=False)
+    stage.entries = await stage.read(SHARD.outbox, OUTBOX)
+
+
+async def reserved(stage: Stage) -> None:
+    """Ended; nobody has settled its tokens."""
+    await metered(stage)
+    stage.entries = []
+
+
 async def ended(stage: Stage) -> None:
     await handed(TEXT)(stage)
     await stage.work(stage.bus, slow=False)
@@ -254,10 +301,13 @@ async def cancel_before_it_comes(stage: Stage, bus: Bus) -> None:
 CANCELLED = frozenset({State.CANCELLED})
 FLOWS = {
     "reserve and submit": Flow(nothing, submit, by="client"),
+    "reserve, take and submit": Flow(nothing, Stage.ask_metered, by="client"),
     "cancel a waiting task": Flow(arrived, Stage.cancel, by="client", ends=CANCELLED),
     "cancel a running task": Flow(started, Stage.cancel, by="client", ends=CANCELLED),
     "cancel a task to come": Flow(nothing, cancel_before_it_comes, by="client", ends=CANCELLED),
     "admit and dispatch": Flow(arrived, Stage.schedule),
+    "admit, take, admit and dispatch": Flow(to_wait, Stage.schedule),
+    "bring in a task whose time has come": Flow(not_yet, Stage.tidy),
     "start, emit and finish": Flow(handed(TEXT), Stage.work, by="worker"),
     "start, rebase, emit and finish": Flow(taken_back, Stage.work, by="worker"),
     "release, engine dead": Flow(handed(f"!dead {TEXT}"), Stage.work, by="worker"),
@@ -269,6 +319,8 @@ FLOWS = {
     "put back a retry that is due": Flow(put_off, Stage.tidy),
     "expire a waiting task": Flow(overdue, Stage.tidy, ends=frozenset({State.EXPIRED})),
     "reply": Flow(ended, Stage.reply),
+    "reply and settle": Flow(metered, Stage.reply),
+    "settle what was forgotten": Flow(reserved, Stage.sweep),
 }
 
 

@@ -40,7 +40,9 @@ async def play(url: str, flow: Flow, mishap: Mishap, at: int, rival: str = "") -
             await flow.act(stage, bus)
         kept = await stage.kept_slots() if survived and flow.by == "worker" else []
         await stage.settle()
+        reserved = await stage.reserved()
     faults = faults_of(url, before, stage, flow.ends | ends)
+    faults += [f"the tokens of {id} are still reserved" for id in reserved]
     faults += [f"the entry {entry.decode()} keeps a slot of a living worker" for entry in kept]
     assert not faults, "\n".join([f"{mishap} {rival} at command {at} of {recorder.commands}:", *faults])
     return recorder.commands

@@ -100,8 +100,8 @@ def _keep(scenario: Scenario, setup: Setup, recording: Recording, out: Path) -> 
     name = f"{scenario.name}-{setup.schedulers}"
     (out / f"{name}.json").write_bytes(msgspec.json.encode(recording))
     trace.write(out / f"{scenario.name}.csv", setup.rows)
-    draw.draw(recording, scenario, out / f"{name}.svg")
-    print(f"  {out / name}.svg, .json; {out / scenario.name}.csv")
+    draw.draw(recording, scenario, out / f"{name}.png")
+    print(f"  {out / name}.png, .json; {out / scenario.name}.csv")
 
 
 def _weights(said: str) -> dict[str, float]:

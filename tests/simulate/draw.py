@@ -33,6 +33,7 @@ STYLE: Any = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#E6E6E6",
     "grid.linewidth": 0.7,
     "text.color": INK,
@@ -153,6 +154,7 @@ def outcomes(axes: Axes, recording: Recording) -> None:
         ylabel="tasks a second",
         xlim=(0, recording.ended_s),
     )
+    axes.set_ylim(0, max(map(sum, zip(*stacked, strict=True))) * 1.25)
     axes.legend(ncols=3, loc="upper right")
 
 
@@ -170,4 +172,4 @@ def predictions(axes: Axes, recording: Recording) -> None:
         axes.scatter([eta_s for eta_s, _ in pairs], [waited_s for _, waited_s in pairs], s=6, label="a task", **dots)
         axes.set(xlim=(0, most), ylim=(0, most))
     axes.set(title="Predicted and real wait", xlabel="predicted at submission (s)", ylabel="waited (s)")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right", markerscale=2)

@@ -35,7 +35,7 @@ WORKERS, SLOTS = 4, 16
 ALIKE = fixed(200, 100, 200)
 
 
-class Scenario(Struct, frozen=True):
+class Scenario(Struct, frozen=True, kw_only=True):
     name: str
     about: str
     minutes: float
@@ -134,6 +134,15 @@ def _overtaking(dice: random.Random, arriving_s: float) -> Setup:
     return setup([*batch, *chats], {"people": Tenant(), "archive": Tenant()})
 
 
+def _alternating(dice: random.Random, arriving_s: float) -> Setup:
+    """Bursts of normal tasks whose length nobody can tell, each of them gone before the next; people come now and then."""
+    burst_s, guess = 12.0, lognormal(100, 55, 1.2, most=4000)
+    jobs = (at_s for begin_s in range(int(arriving_s / burst_s)) for at_s in at_once(300, 5 + begin_s * burst_s))
+    people = steady(dice, 2.0, 3.0, arriving_s)
+    chats = rows(dice, people, "people", Lane.INTERACTIVE, lognormal(150, 100, 0.7, most=500))
+    return setup([*rows(dice, jobs, "jobs", Lane.NORMAL, guess), *chats], {"people": Tenant(), "jobs": Tenant()})
+
+
 # -- many tenants
 
 
@@ -167,55 +176,74 @@ def _overload(dice: random.Random, arriving_s: float) -> Setup:
 
 
 ALL = [
-    Scenario("weights", "three tenants of weights 3:2:1, all tasks alike", 3, _equal, promises.weights, tuple(WEIGHTS)),
     Scenario(
-        "sizes",
-        "weights 3:2:1; tasks of one tenant are 15 times as long as those of another",
-        6,
-        _unequal,
-        promises.weights,
-        tuple(WEIGHTS),
+        name="weights",
+        about="three tenants of weights 3:2:1, all tasks alike",
+        minutes=3,
+        make=_equal,
+        check=promises.weights,
+        tenants=tuple(WEIGHTS),
     ),
     Scenario(
-        "late",
-        "a tenant of weight 3 comes when two others have queued for minutes",
-        3,
-        _late,
-        promises.late,
-        tuple(WEIGHTS),
+        name="sizes",
+        about="weights 3:2:1; tasks of one tenant are 15 times as long as those of another",
+        minutes=4,
+        make=_unequal,
+        check=promises.weights,
+        tenants=tuple(WEIGHTS),
     ),
     Scenario(
-        "idle", "a tenant of weight 3 is idle for minutes, and comes back", 6, _idle, promises.idle, tuple(WEIGHTS)
+        name="late",
+        about="a tenant of weight 3 comes when two others have queued for long",
+        minutes=3,
+        make=_late,
+        check=promises.coming_back,
+        tenants=tuple(WEIGHTS),
     ),
     Scenario(
-        "overtaking",
-        "bursts of interactive tasks over a batch of thousands",
-        5,
-        _overtaking,
-        promises.overtaking,
+        name="idle",
+        about="a tenant of weight 3 asks for little, is idle, and comes back",
+        minutes=3,
+        make=_idle,
+        check=promises.coming_back,
+        tenants=tuple(WEIGHTS),
     ),
     Scenario(
-        "tenants",
-        "10,000 tenants, by Zipf's law, sizes with heavy tails, overload for half of the time",
-        10,
-        _many,
-        promises.many,
+        name="overtaking",
+        about="bursts of interactive tasks over a batch of thousands",
+        minutes=5,
+        make=_overtaking,
+        check=promises.overtaking,
+    ),
+    Scenario(
+        name="alternating",
+        about="bursts of normal tasks of unknown length, and interactive ones now and then",
+        minutes=5,
+        make=_alternating,
+        check=promises.overtaking,
+    ),
+    Scenario(
+        name="tenants",
+        about="10,000 tenants by Zipf's law, heavy tails, overload for half of the time",
+        minutes=8,
+        make=_many,
+        check=promises.many,
         grouping=promises.by_demand,
     ),
     Scenario(
-        "dying",
-        "eight workers, one of which dies or falls silent every 15 s",
-        6,
-        _dying,
-        promises.dying,
-        tuple(WEIGHTS),
+        name="dying",
+        about="eight workers, one of which dies or falls silent every 15 s",
+        minutes=4,
+        make=_dying,
+        check=promises.dying,
+        tenants=tuple(WEIGHTS),
     ),
     Scenario(
-        "overload",
-        "bursts of twice the capacity; every task has a deadline of 20 s",
-        12,
-        _overload,
-        promises.overload,
+        name="overload",
+        about="bursts of twice the capacity; every task has a deadline of 20 s",
+        minutes=10,
+        make=_overload,
+        check=promises.overload,
         refuses=True,
     ),
 ]
@@ -234,4 +262,4 @@ def given(
     def check(recording: Recording) -> list[promises.Check]:
         return [promises.nothing_left(recording)]
 
-    return Scenario(name, f"{len(trace)} tasks", 0, make, check, tuple(weights))
+    return Scenario(name=name, about=f"{len(trace)} tasks", minutes=0, make=make, check=check, tenants=tuple(weights))

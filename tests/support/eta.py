@@ -111,7 +111,7 @@ def flow(shard: Shard, asked: Asked, due: float, waiting: list[int], runs: list[
         taken = sum(loads[i] if i < own else min(loads[i], slots * lanes[i].share / total) for i in coming)
         room = max(slots - taken, slots * share / total)
         rates = {i: room * lanes[i].share / share for i in active}
-        if lanes[own].limit:
+        if lanes[own].limit and own in rates:
             rates[own] = min(rates[own], lanes[own].limit)
         step_ms, done = min((work[i] / rates[i], i) for i in active)
         if head is not None and first[head] / rates[head] < step_ms:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.support.eta import Asked, Lane, Shard, estimate
+from tests.support.eta import AHEAD, Asked, Lane, Shard, estimate
 
 COUNTS = st.integers(0, 500)
 
@@ -17,6 +17,7 @@ def lanes(draw: st.DrawFn) -> Lane:
         waiting=draw(COUNTS),
         run_ms=draw(st.integers(1, 60_000)),
         pace=draw(st.floats(0, 50)),
+        tag=draw(st.floats(0, 1e6)),
         limit=draw(st.integers(0, 40)),
     )
 
@@ -26,7 +27,7 @@ shards = st.builds(
 )
 askers = st.builds(
     Asked, lane=st.integers(0, 2), rank=COUNTS, waiting=COUNTS, ahead=st.integers(0, 50), others=st.integers(0, 50),
-    weight=st.floats(0.1, 10), their_weight=st.floats(0.1, 10), cap=st.integers(0, 8), held=st.integers(0, 8),
+    weight=st.floats(0.1, 10), their_weight=st.floats(0.1, 10), tokens=st.floats(1, 1e5), cap=st.integers(0, 8), held=st.integers(0, 8),
 )  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def test_without_a_worker_or_before_the_first_end_nobody_knows() -> None:
     assert estimate(Shard((unknown, unknown, unknown), slots=4, running=4), Asked(lane=1)).wait_ms == -1
 
 
-ALONE = Lane(share=0.2, waiting=40, run_ms=1000)
+ALONE = Lane(share=0.2, waiting=40, run_ms=1000, tag=AHEAD)
 IDLE = Lane(share=0.7)
 BATCH = Lane(share=0.1, waiting=1000, run_ms=1000)
 
@@ -77,6 +78,9 @@ BATCH = Lane(share=0.1, waiting=1000, run_ms=1000)
         (Shard((IDLE, ALONE, IDLE), 4, 4), Asked(lane=1, rank=3, waiting=20, others=1, their_weight=3), 12, 3.25),
         (Shard((IDLE, ALONE, IDLE), 4, 4), Asked(lane=1, rank=19, waiting=20, others=9), 39, 10),
         (Shard((IDLE, ALONE, BATCH), 6, 6), Asked(lane=1, rank=39, waiting=40), 58, 10),
+        (Shard((IDLE, replace(ALONE, tag=0), BATCH), 4, 4), Asked(lane=1, rank=39, waiting=40, tokens=1), 39, 10),
+        (Shard((IDLE, replace(ALONE, tag=0), BATCH), 4, 4), Asked(lane=2, tokens=1), 40, 10.25),
+        (Shard((IDLE, replace(ALONE, tag=0), BATCH), 6, 6), Asked(lane=1, rank=39, waiting=40, tokens=200), 48, 8.333),
         (Shard((IDLE, ALONE, BATCH), 6, 6), Asked(lane=2, rank=999, waiting=1000), 1039, 1040 / 6),
         (Shard((replace(IDLE, run_ms=1000, pace=2), IDLE, BATCH), 4, 4), Asked(lane=2, rank=99, waiting=1000), 99, 50),
         (Shard((replace(IDLE, run_ms=1000, pace=90), IDLE, BATCH), 4, 4), Asked(lane=2, rank=9, waiting=1000), 9, 20),
@@ -86,7 +90,7 @@ BATCH = Lane(share=0.1, waiting=1000, run_ms=1000)
     ],
     ids=[
         "alone in its lane", "two tenants take turns", "a tenant of weight 3", "beside one of weight 3", "the others have no more",
-        "batch work takes its share", "batch work has all when the rest is done", "what comes in a more urgent lane",
+        "batch work takes its share", "a burst goes first", "and batch work after it", "a flood only for a while", "batch work has all when the rest is done", "what comes in a more urgent lane",
         "a share is kept", "a lane that may not have all slots", "a tenant at its cap", "slots are free",
     ],
 )  # fmt: skip

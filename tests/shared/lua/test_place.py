@@ -31,13 +31,21 @@ async def lay_out(bus: Bus, shard: Shard, asked: Asked) -> str:
     await call("HSET", SHARD.workers, "w1", f"{now_ms} {shard.slots} {limits[0]} {limits[1]} {{}}")
     for word, one in zip(Word, shard.lanes, strict=True):
         await call(
-            "HSET", SHARD.fair, f"share:{word}", str(one.share), f"pace:{word}", f"{one.pace!r} {now_ms + 60_000}"
+            "HSET",
+            SHARD.fair,
+            f"share:{word}",
+            str(one.share),
+            f"t:{word}",
+            str(one.tag),
+            f"pace:{word}",
+            f"{one.pace!r} {now_ms + 60_000}",
         )
         await call("HSET", SHARD.waiting, f"l:{word}", one.waiting)
         if one.run_ms:
             await call("HSET", SHARD.fair, f"run_ms:{word}", str(one.run_ms))
         if one.waiting and word != lane:
             await call("ZADD", f"{SHARD.base}turns:{word}", 1, "anybody")
+    await call("HSET", SHARD.means, ME, str(asked.tokens))
     turns = [name for n in range(asked.others) for name in (1 if n < asked.ahead else 3, f"other{n}")]
     await call("ZADD", f"{SHARD.base}turns:{lane}", 2, ME, *turns)
     if shard.running:
@@ -64,6 +72,7 @@ def any_state(seed: int) -> tuple[Shard, Asked]:
             waiting=dice.choice((0, 1, 5, 60, 400)),
             run_ms=dice.choice((1, 250, 4000)),
             pace=dice.choice((0, 0.5, 3.25, 40)),
+            tag=dice.choice((0, 5000, 90_000)),
             limit=0 if i == 0 else dice.randint(1, slots),
         )
         for i in range(3)
@@ -71,7 +80,7 @@ def any_state(seed: int) -> tuple[Shard, Asked]:
     lanes[lane] = replace(lanes[lane], waiting=waiting + dice.choice((0, 3, 50)))
     asked = Asked(
         lane=lane, rank=dice.randrange(waiting), waiting=waiting, ahead=dice.randint(0, others), others=others,
-        weight=dice.choice((0.5, 1, 3)), their_weight=dice.choice((0.5, 1, 3)), cap=dice.choice((0, 0, 2, 5)), held=dice.choice((0, 2)),
+        weight=dice.choice((0.5, 1, 3)), their_weight=dice.choice((0.5, 1, 3)), tokens=dice.choice((16, 256, 4000)), cap=dice.choice((0, 0, 2, 5)), held=dice.choice((0, 2)),
     )  # fmt: skip
     return Shard((lanes[0], lanes[1], lanes[2]), slots, dice.randint(0, slots)), asked
 
@@ -218,7 +227,7 @@ async def test_the_weights_of_a_few_tenants_stand_for_all(bus: Bus) -> None:
 
 async def test_the_end_of_each_lane_is_told(bus: Bus) -> None:
     await lay_out(bus, PLAIN, FOURTH)
-    assert await lane_etas(bus, SHARD, LIMITS) == {Word.INTERACTIVE: 643, Word.NORMAL: 2500, Word.BATCH: 1500}
+    assert await lane_etas(bus, SHARD, LIMITS) == {Word.INTERACTIVE: 500, Word.NORMAL: 2500, Word.BATCH: 2500}
 
 
 @pytest.mark.parametrize("key", [SHARD.workers, SHARD.later])
