@@ -47,6 +47,8 @@ class ShardKeys:
         """hash | `<weight> <most running>` of each tenant that the configuration names | scheduler | scripts."""
         self.means = f"{base}means"
         """hash | moving mean of the tokens that a tenant's tasks make | all that end tasks | dispatch."""
+        self.paces = f"{base}paces"
+        """hash | `<lane> <tenant>`: `<tasks a second> <at ms> <since ms>` while its backlog stands | dispatch | submit, place."""
         self.held = f"{base}held"
         """hash | `<worker> <lane>`: work entries of that lane | dispatch, all that clear entries | dispatch."""
         self.leases = f"{base}leases"

@@ -11,7 +11,7 @@
 local workers, later = KEYS[1], KEYS[2]
 local base, too_old_ms = ARGV[1], tonumber(ARGV[2])
 
--- USES clock, flow, eta
+-- USES clock, flow, paces, eta
 
 -- As announced by live workers; a dispatch may have seen others.
 local function slots_alive()

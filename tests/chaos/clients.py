@@ -100,7 +100,7 @@ class Clients:
 
     async def _submit(self, story: Story, session: str = "") -> str:
         ticket = story.ticket
-        envelope: dict[str, Any] = {"body": self._body(ticket), "task_id": ticket.key}
+        envelope: dict[str, Any] = {"body": self._body(ticket), "task_id": ticket.key, **ticket.wishes}
         if session:
             envelope["session"] = session
         if ticket.expires_in_s:
@@ -208,7 +208,9 @@ class Clients:
         return self._dice.choice(self._http).stream("POST", "/v1/chat/completions", **self._openai(ticket))
 
     def _openai(self, ticket: Ticket) -> dict[str, Any]:
-        headers = {} if ticket.door == "bare" else {"idempotency-key": ticket.key}
+        headers = {f"x-headrace-{name.replace('_', '-')}": wish for name, wish in ticket.wishes.items()}
+        if ticket.door != "bare":
+            headers["idempotency-key"] = ticket.key
         return {"json": self._body(ticket), "headers": headers}
 
     # -- parts

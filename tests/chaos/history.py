@@ -26,6 +26,8 @@ class Ticket(Struct, frozen=True, kw_only=True):
     cancel_after_s: float | None = None
     poison: str = ""
     streamed: bool = True
+    wishes: dict[str, str] = {}
+    """Tenant, lane and the like, by the names of the envelope's fields."""
 
 
 class Event(Struct, frozen=True):

@@ -9,12 +9,18 @@ import msgspec
 from msgspec import Struct
 
 from shared.clock import monotonic_s, now_ms
+from shared.keys import METERED, quota
 from tests.chaos.cluster import Cluster
 from tests.support import audit
 
 NONCE = re.compile(r"[0-9a-f]{16}")
 DEAD = re.compile(r":dead$|^hr:refused$")
 """Kept on purpose: dead letters wait for an operator."""
+ONE_A_SHARD = re.compile(r"}:(fair|tenants)$")
+"""What a shard has learnt of its runs, and knows of its tenants."""
+EXPIRING = re.compile(r":(idem|prefix|group|cache):|^hr:{q\.")
+"""A producer's key lives as long as its task may, and then as its result; where a prompt's KV cache is, and whose turn its group
+has, is known for minutes; an answer is kept as its request says; windows of a tenant's rates go when they are empty."""
 BUS_KEPT_S = 135.0
 """The bus remembers two minutes, and is trimmed a little later; younger events are kept on purpose."""
 TRIES = 5
@@ -63,13 +69,13 @@ async def _leased(redis: Any, key: str) -> set[str]:
 
 
 async def _kept_on_purpose(redis: Any, key: str) -> bool:
-    """A producer's key lives as long as its task may, and then as its result; so does the note of a cancel that found no task."""
-    if ":idem:" in key or (":task:" in key and await redis.hexists(key, "tombstone")):
+    """The note of a cancel that found no task lives as long as a producer's key."""
+    if EXPIRING.search(key) or (":task:" in key and await redis.hexists(key, "tombstone")):
         return int(await redis.ttl(key)) != -1
     if ":bus:" in key:
         oldest = await redis.xrange(key, count=1)
         return not oldest or int(oldest[0][0].partition("-")[0]) > now_ms() - BUS_KEPT_S * 1000
-    return DEAD.search(key) is not None
+    return key == METERED or (DEAD.search(key) or ONE_A_SHARD.search(key)) is not None
 
 
 def leaks(before: Content, after: Content) -> list[str]:
@@ -108,12 +114,18 @@ def _faults_of_tasks(cluster: Cluster) -> list[str]:
     return found
 
 
+async def _reserved(cluster: Cluster) -> list[str]:
+    """Tokens of tasks that have ended: the replies and the sweep of the quotas give them back."""
+    counts = {name: await cluster.redis.hlen(quota(name, "reservations")) for name in cluster.config.policy.tenants}
+    return [f"{name} has reserved tokens for {count} tasks" for name, count in counts.items() if count]
+
+
 async def settled(cluster: Cluster, before: Content, timeout_s: float) -> tuple[Content, list[str]]:
     """The content once nothing leaks any more, or after `timeout_s`, and what then still does."""
     give_up_at_s = monotonic_s() + timeout_s
     while True:
         after = await content(cluster.redis)
-        found = leaks(before, after)
+        found = [*leaks(before, after), *await _reserved(cluster)]
         if not found or monotonic_s() > give_up_at_s:
             return after, found
         await asyncio.sleep(1)

@@ -37,6 +37,8 @@ PATIENCE_S = {"echo": 150.0, "vllm": 600.0}
 """Longer than any fault, and than a restart of vLLM."""
 RUN_S = {"echo": 30, "vllm": 300}
 """Longest run of an attempt."""
+TOKENS_PER_MIN = 60_000
+"""Of one tenant: reached now and then, as each of its tasks reserves hundreds and uses tens."""
 LONG_MINUTES = 2.0
 """A run of this length waits in the end until the bus must be empty, too."""
 SETTLE_S = 30.0
@@ -81,6 +83,13 @@ lease_s = {lease_s}
 crashes = 5
 run_s = {run_s}
 waiting_s = {waiting_s}
+[tenants.millers]
+weight = 3
+tokens_per_min = {tokens_per_min}
+[tenants.pages]
+running = 2
+batch_tokens = 100_000
+queued = 1000
 """
 
 
@@ -226,7 +235,12 @@ async def chaos(options: Options, progress: Progress) -> Report:
         history = History(options.folder / "history.jsonl")
         run_s, patience_s = RUN_S[options.engine], PATIENCE_S[options.engine]
         config = CONFIG.format(
-            model=MODEL, kept_s=options.kept_s, lease_s=options.lease_s, run_s=run_s, waiting_s=int(patience_s) + 50
+            model=MODEL,
+            kept_s=options.kept_s,
+            lease_s=options.lease_s,
+            run_s=run_s,
+            waiting_s=int(patience_s) + 50,
+            tokens_per_min=TOKENS_PER_MIN,
         )
         async with cluster(options.folder, config, options.replicas, options.engine, history) as (running, own):
             run = Run(options, history, running, own, others)

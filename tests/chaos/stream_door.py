@@ -36,6 +36,7 @@ class StreamDoor:
             "input_text": ticket.text,
             "reply_to": NAME,
             "task_id": ticket.key,
+            **ticket.wishes,
         }
         if ticket.expires_in_s:
             entry["expires_in"] = ticket.expires_in_s

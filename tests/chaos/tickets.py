@@ -40,8 +40,15 @@ POISON: Mapping[str, float] = MappingProxyType(
     {"exit": 0.0003, "dead": 0.0002, "error": 0.004, "busy": 0.002, "busy-once": 0.02, "hang": 0.0005}
 )
 """Trouble that the echo engine makes if its pool has `faults`, and the share of tasks that ask for it."""
+TENANTS = {"default": 5, "millers": 3, "pages": 2}
+"""And how often each asks. What may be cancelled by its key is of `default`: the shared stream door cancels for no other."""
+LANES = {"normal": 6, "interactive": 2, "batch": 2}
 CURED = ("", "busy-once")
 """What completes all the same."""
+
+
+WAITING = 0.3
+"""Share of the tasks that wait until their tenant's rates let them run; others are refused and come again."""
 
 
 class Shares(Struct, frozen=True, kw_only=True):
@@ -74,14 +81,20 @@ def prompts(seed: int, answers: Mapping[str, str]) -> Iterator[Ticket]:
 
 
 def draw(dice: random.Random, key: str, text: str, expected: str, shares: Shares, *, poison: str = "") -> Ticket:
-    door = dice.choices(list(DOORS), list(DOORS.values()))[0]
+    door = _pick(dice, DOORS)
     if poison:
         door = dice.choice(KEYED)
     chance, soon_s = dice.random(), dice.uniform(0.3, 4)
     cancelled = door in ("background", "watched", "session", "stream door") and not poison and chance < shares.cancelled
     expiring = not cancelled and door in KEYED[:3] and not poison and chance < shares.cancelled + shares.expiring
+    wishes = {"lane": _pick(dice, LANES)}
+    if not cancelled and (tenant := _pick(dice, TENANTS)) != "default":
+        wishes["tenant"] = tenant
+    if dice.random() < WAITING:
+        wishes["on_limit"] = "wait"
     return Ticket(
         key=key,
+        wishes={} if door == "bare" else wishes,
         door=door,
         text=text,
         expected=expected,
@@ -90,6 +103,10 @@ def draw(dice: random.Random, key: str, text: str, expected: str, shares: Shares
         poison=poison,
         streamed=door in ("watched", "session", "streamed") or (door != "whole" and dice.random() < 0.5),
     )
+
+
+def _pick(dice: random.Random, weights: Mapping[str, int]) -> str:
+    return dice.choices(list(weights), list(weights.values()))[0]
 
 
 def _one_of(dice: random.Random, shares: Mapping[str, float]) -> str:

@@ -41,18 +41,18 @@ class Engine:
         self._steps, self._at_s = 0.0, 0.0
         self._ends: list[tuple[float, str]] = []
         """Steps at which a task is done. Those of tasks that were stopped stay until they come up."""
-        self.running: dict[str, float] = {}
-        """Steps at which each began."""
+        self.running: dict[str, tuple[float, float]] = {}
+        """Steps at which each began, and at which it will be done."""
 
     def begin(self, id: str, steps: int, now_s: float) -> None:
         self.advance(now_s)
-        self.running[id] = self._steps
+        self.running[id] = self._steps, self._steps + steps
         heapq.heappush(self._ends, (self._steps + steps, id))
 
     def stop(self, id: str, now_s: float) -> int:
         """Whole steps that it has made."""
         self.advance(now_s)
-        return int(self._steps - self.running.pop(id))
+        return int(self._steps - self.running.pop(id)[0])
 
     def advance(self, now_s: float) -> None:
         self._steps += (now_s - self._at_s) / self._speed.seconds(len(self.running))
@@ -60,7 +60,7 @@ class Engine:
 
     def next_end_s(self) -> float:
         """When the next task is done, if none comes or goes before. math.inf: none runs."""
-        while self._ends and self._ends[0][1] not in self.running:
+        while self._ends and self._is_stale(*self._ends[0]):
             heapq.heappop(self._ends)
         if not self._ends:
             return math.inf
@@ -76,3 +76,6 @@ class Engine:
             del self.running[id]
             found.append(id)
         return found
+
+    def _is_stale(self, end: float, id: str) -> bool:
+        return id not in self.running or self.running[id][1] != end

@@ -32,11 +32,11 @@ class Record(Struct, frozen=True):
     """Prompt and answer, as the engine has counted them; 0: it has no answer."""
 
 
-class _Usage(Struct):
+class _Usage(Struct, frozen=True):
     total_tokens: int = 0
 
 
-class _Result(Struct):
+class _Result(Struct, frozen=True):
     usage: _Usage = _Usage()
 
 

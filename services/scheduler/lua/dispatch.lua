@@ -12,7 +12,7 @@ local workers_key, suspects, later = KEYS[1], KEYS[2], KEYS[3]
 local base, most, too_old_ms, suspect_at = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local warm_below, warm_ms, shares = tonumber(ARGV[5]), ARGV[6], {ARGV[7], ARGV[8], ARGV[9]}
 
--- USES clock, types, fair, workers, turns, shard
+-- USES clock, types, fair, workers, paces, turns, shard
 
 local PUT_ASIDE_MS = 500
 
@@ -55,7 +55,7 @@ local function hand_out(lane, turn, id)
     return
   end
   tokens_in, tokens_out = tonumber(tokens_in) or 0, tonumber(tokens_out) or 0
-  local tokens = charged and 0 or estimate_of(turn, tokens_in, tokens_out, 2)
+  local tokens = charged and 0 or estimate_of(turn, tokens_in, tokens_out)
   epoch = epoch + 1
   redis.call('HSET', task, 'epoch', epoch, 'charge', charged or tokens .. ' ' .. turn.tenant.weight)
   redis.call('XADD', worker.stream, '*', 't', id, 'e', epoch, 'l', lane.name)
@@ -63,7 +63,7 @@ local function hand_out(lane, turn, id)
   if suspected then redis.call('HSET', suspects, worker.name, id .. ' ' .. epoch) end
   for _, key in ipairs(keys) do redis.call('SET', key, worker.name, 'PX', warm_ms) end
   occupy(worker, lane.name)
-  hand_over(lane, turn, most_tokens(tokens_in, tokens_out), tokens, charged and 0 or estimate_of(turn, tokens_in, tokens_out, 1))
+  hand_over(lane, turn, most_tokens(tokens_in, tokens_out), tokens)
 end
 
 while handed_out < most and take(hand_out) do end

@@ -1,11 +1,9 @@
 -- eta: how many tasks are expected to start before one that waits, and when it starts itself. An estimate of a few look-ups,
 -- whatever the number of tasks: lanes are taken for fluids that share the slots, tenants of a lane for equals in size.
 -- tests/support/eta.py is the same model as pure code.
--- NEEDS clock, flow; base (of the shard's keys).
+-- NEEDS clock, flow, paces; base (of the shard's keys).
 local ETA_LANES = {'interactive', 'normal', 'batch'}
 local ETA_LANE = {interactive = 1, normal = 2, batch = 3}
--- As in turns.lua: the time over which a pace is forgotten.
-local ETA_PACE_MS = 30000
 -- As in fair.lua: tokens of a task of a tenant of which nothing is known.
 local ETA_MADE = 256
 -- Tenants of a lane whose weights are looked up; the rest is taken for their mean.
@@ -30,7 +28,7 @@ local function eta_shard(slots)
     eta_known.shares[i] = tonumber(fair[1 + i]) or 1
     local run_ms = tonumber(fair[4 + i] or any_run)
     eta_known.runs[i] = run_ms and math.max(1, run_ms) or 0
-    eta_known.paces[i] = rate and tonumber(rate) * math.exp(math.min(0, at_ms - now_ms) / ETA_PACE_MS) or 0
+    eta_known.paces[i] = rate and tonumber(rate) * math.exp(math.min(0, at_ms - now_ms) / PACE_MS) or 0
   end
   return eta_known
 end
@@ -111,5 +109,6 @@ local function estimate(tenant, lane, rank, slots)
     local turns = rank + 1 - math.max(0, cap - running)
     if turns > 0 then wait_ms = run_ms > 0 and math.max(wait_ms, turns * run_ms / cap) or -1 end
   end
+  if wait_ms >= 0 then wait_ms = math.max(wait_ms, wait_at_own_pace(lane, tenant, rank)) end
   return math.floor(before + 1e-6), wait_ms >= 0 and math.floor(wait_ms + 0.5) or -1, run_ms
 end

@@ -83,6 +83,7 @@ end
 -- Give back the place among its tenant's running tasks; false: it had none.
 local function let_go(task)
   if redis.call('SREM', running_of(task.tenant), task.id) == 0 then return false end
+  if redis.call('HEXISTS', base .. 'waiting', 'n:' .. task.tenant) == 0 then return true end
   -- Also without a cap: its tenant may have rested for one that was lifted meanwhile.
   for _, lane in ipairs({'interactive', 'normal', 'batch'}) do
     if redis.call('EXISTS', backlog_of(lane, task.tenant)) == 1 then take_turns(lane, task.tenant) end
@@ -113,9 +114,8 @@ local function settle(task, used, ran_ms)
   local now, run_ms = unpack(redis.call('HMGET', base .. 'fair', 'v:' .. task.lane, 'run_ms:' .. task.lane))
   if ran_ms then redis.call('HSET', base .. 'fair', 'run_ms:' .. task.lane, mean_of(run_ms, ran_ms)) end
   charge_back(task, (charged - used) / weight, tonumber(now) or 0)
-  local before = redis.call('HGET', base .. 'means', task.tenant)
-  local mean = mean_of(before, math.max(0, used - task.tokens_in))
-  if mean ~= before then redis.call('HSET', base .. 'means', task.tenant, mean) end
+  local made, own, all = math.max(0, used - task.tokens_in), unpack(redis.call('HMGET', base .. 'means', task.tenant, '*'))
+  redis.call('HSET', base .. 'means', task.tenant, mean_of(own, made), '*', mean_of(all, made))
 end
 
 -- Nothing waits or runs: nobody is ahead of anybody, and keys of tenants that may never come again go.
@@ -126,6 +126,6 @@ local function forget_shares()
     fields[#fields + 1] = 'v:' .. lane
     fields[#fields + 1] = 't:' .. lane
   end
-  redis.call('DEL', base .. 'means', base .. 'waiting')
+  redis.call('DEL', base .. 'means', base .. 'waiting', base .. 'paces')
   redis.call('HDEL', base .. 'fair', unpack(fields))
 end

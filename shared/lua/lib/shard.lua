@@ -11,7 +11,7 @@ local function check_shard()
     sets[#sets + 1] = base .. 'rested:' .. lane
   end
   redis.call('ZINTERCARD', #sets, unpack(sets))
-  for _, name in ipairs({'waiting', 'fair', 'tenants', 'means', 'held'}) do redis.call('HLEN', base .. name) end
+  for _, name in ipairs({'waiting', 'fair', 'tenants', 'means', 'held', 'paces'}) do redis.call('HLEN', base .. name) end
   redis.call('XLEN', base .. 'in')
   redis.call('XLEN', base .. 'dead')
 end

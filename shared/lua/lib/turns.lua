@@ -1,12 +1,12 @@
 -- turns: the clocks of a dispatch: which lane, which tenant is next, and what it is charged. They are read once, kept here
 -- while tasks are handed out, and written back at the end, so a decision costs the same however many wait.
--- NEEDS clock, types, fair, workers; base, most (tasks of this call), shares (of the three lanes).
-local PACE_MS = 30000
+-- NEEDS clock, types, fair, workers, paces; base, most (tasks of this call), shares (of the three lanes).
 -- Tokens over share that a lane may be ahead of a less urgent one that waits: a burst goes first, a flood gets its share.
 local AHEAD = 20000
 local lanes, known, handed_out = {}, {}, 0
 local looked_at = math.min(most, free_slots())  -- tenants of a lane: each call raises the tag of so many at most
 
+local made_by_all = redis.call('HGET', base .. 'means', '*')
 local clocks = redis.call('HMGET', base .. 'fair', 'v:interactive', 't:interactive', 'pace:interactive', 'v:normal', 't:normal',
   'pace:normal', 'v:batch', 't:batch', 'pace:batch')
 for i, name in ipairs({'interactive', 'normal', 'batch'}) do
@@ -23,7 +23,7 @@ local function meet_tenant(name)
   if not known[name] then
     local weight, cap = terms_of(name)
     known[name] = {weight = weight, cap = cap, running = cap > 0 and redis.call('SCARD', running_of(name)) or 0,
-      mean = tonumber(redis.call('HGET', base .. 'means', name)) or MADE_UNKNOWN}
+      mean = tonumber(redis.call('HGET', base .. 'means', name) or made_by_all) or MADE_UNKNOWN}
   end
   return known[name]
 end
@@ -74,20 +74,21 @@ local function next_turn(lane)
   return turn
 end
 
--- Tokens of a task before it runs: its prompt, and what is usual `times` over, if it may make that much.
-local function estimate_of(turn, tokens_in, tokens_out, times)
-  local made = times * turn.tenant.mean
+-- Tokens of a task before it runs: its prompt, and what is usual, if it may make that much. Rejected: more than is usual, to be
+-- on the safe side. Whoever has many tasks on their way would be far behind, and get all slots at once when they have ended.
+local function estimate_of(turn, tokens_in, tokens_out)
+  local made = turn.tenant.mean
   return tokens_in + (tokens_out > 0 and math.min(tokens_out, made) or made)
 end
 
--- A task of the turn has left the backlog for a worker; `tokens` are charged, and settled when it ends. A lane is charged what
--- is usual and never settled: it has many tasks on their way, and all their refunds would come when it has nothing to run.
-local function hand_over(lane, turn, counted, tokens, expected)
+-- A task of the turn has left the backlog for a worker; `tokens` are charged. Its tenant settles with what it used; its lane does
+-- not, since what is usual is right for so many.
+local function hand_over(lane, turn, counted, tokens)
   handed_out, lane.handed = handed_out + 1, lane.handed + 1
   turn.tasks, turn.tokens, turn.tenant.running = turn.tasks + 1, turn.tokens + counted, turn.tenant.running + 1
   lane.now = turn.tag
   turn.tag = turn.tag + tokens / turn.tenant.weight
-  lane.tag = lane.tag + expected / lane.share
+  lane.tag = lane.tag + tokens / lane.share
 end
 
 -- What was listed is no task that waits: somebody has removed it.
@@ -106,9 +107,11 @@ end
 
 local function write_back(lane)
   for _, turn in ipairs(lane.touched) do
+    local waits = redis.call('EXISTS', backlog_of(lane.name, turn.name)) == 1
     count(lane.name, turn.name, -turn.tasks, -turn.tokens)
     redis.call('ZADD', base .. 'turns:' .. lane.name, turn.tag, turn.name)
-    if at_cap(turn.tenant) or redis.call('EXISTS', backlog_of(lane.name, turn.name)) == 0 then rest(lane.name, turn.name) end
+    if not waits or at_cap(turn.tenant) then rest(lane.name, turn.name) end
+    note_pace(lane.name, turn.name, waits and turn.tasks)
   end
   if #lane.touched > 0 then redis.call('ZREMRANGEBYSCORE', base .. 'rested:' .. lane.name, '-inf', lane.now) end
   for _, worker in ipairs(workers) do
@@ -116,18 +119,12 @@ local function write_back(lane)
   end
 end
 
-local function pace_of(lane)
-  local rate, at_ms = string.match(lane.pace, '^(%S+) (%S+)$')
-  rate = (tonumber(rate) or 0) * math.exp(((tonumber(at_ms) or now_ms) - now_ms) / PACE_MS) + lane.handed * 1000 / PACE_MS
-  return string.format('%.6f %d', rate, now_ms)
-end
-
 -- A dispatch that looked at no tenant has changed nothing.
 local function write_all_back()
   local touched, fields = 0, {'slots', table.concat(alive, ' ')}
   for _, lane in ipairs(lanes) do
     touched = touched + #lane.touched
-    for name, value in pairs({v = lane.now, t = lane.tag, share = lane.share, pace = lane.handed > 0 and pace_of(lane) or nil}) do
+    for name, value in pairs({v = lane.now, t = lane.tag, share = lane.share, pace = lane.handed > 0 and pace_of(lane.pace, lane.handed) or nil}) do
       fields[#fields + 1] = name .. ':' .. lane.name
       fields[#fields + 1] = value
     end
