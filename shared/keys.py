@@ -155,8 +155,11 @@ def quota(tenant: str, what: str) -> str:
 
 
 def idempotency(tenant: str, key: str) -> str:
-    """string | `<fingerprint> <task id>`; expires with the result | reserve | reserve."""
-    return f"{PREFIX}{{i.{bucket(f'{tenant}:{key}', IDEMPOTENCY_SLOTS)}}}:idem:{tenant}:{key}"
+    """string | `<fingerprint> <task id>`; expires with the result | reserve | reserve.
+
+    A slash is in no name: with a colon, one tenant's key could be that of a tenant whose name begins alike.
+    """
+    return f"{PREFIX}{{i.{bucket(f'{tenant}/{key}', IDEMPOTENCY_SLOTS)}}}:idem:{tenant}/{key}"
 
 
 def reader_group(replica: str) -> str:

@@ -112,7 +112,7 @@ class Quotas:
     def __init__(self, bus: Bus, config: Config) -> None:
         self._bus, self._config = bus, config
         # Kept by whoever waits for a verdict: tenants come and go, and their number is not bounded.
-        self._taking: WeakValueDictionary[tuple[str, str], Batcher[Taking, bool | RequestError]] = WeakValueDictionary()
+        self._taking: WeakValueDictionary[tuple[str, str, bool], Batcher[Taking, bool | RequestError]] = WeakValueDictionary()
         self._settling: WeakValueDictionary[str, Batcher[Settling, str]] = WeakValueDictionary()
         self._noted_s: dict[str, float] = {}
 
@@ -127,15 +127,17 @@ class Quotas:
                 if 0 < rates.tokens_per_min < tokens:
                     raise TokensOverLimit(_who(task.tenant, task.key, number), rates.tokens_per_min, tokens)
 
-    async def take(self, task: Task, task_id: str, tokens: int) -> bool:
+    async def take(self, task: Task, task_id: str, tokens: int, *, asked_before: bool = False) -> bool:
         """Reserve a request and `tokens`. True: by this call; False: before, or no rate holds for it.
+
+        `asked_before`: another pool has refused the request, which counts once.
 
         Raises: RateLimited, TokensOverLimit, WrongKeyType, BusUnavailable.
         """
         if not self.limits(task):
             return False
         await self._note(task.tenant)
-        taking = self._taker(task.tenant, task.key)
+        taking = self._taker(task.tenant, task.key, asked_before)
         verdict = await taking.add(Taking(task_id, tokens))
         if isinstance(verdict, RequestError):
             raise verdict
@@ -172,14 +174,14 @@ class Quotas:
                 raise
             log.warning("cannot note that %s has reservations: %s", tenant, error)
 
-    def _taker(self, tenant: str, key: str) -> Batcher[Taking, bool | RequestError]:
-        taking = self._taking.get((tenant, key))
+    def _taker(self, tenant: str, key: str, asked_before: bool) -> Batcher[Taking, bool | RequestError]:
+        taking = self._taking.get((tenant, key, asked_before))
         if taking is None:
 
             async def run(items: Sequence[Taking]) -> Sequence[bool | RequestError]:
-                return await self._take(tenant, key, items)
+                return await self._take(tenant, key, asked_before, items)
 
-            taking = self._taking[tenant, key] = Batcher(run)
+            taking = self._taking[tenant, key, asked_before] = Batcher(run)
         return taking
 
     def _settler(self, tenant: str) -> Batcher[Settling, str]:
@@ -192,9 +194,12 @@ class Quotas:
             settling = self._settling[tenant] = Batcher(run)
         return settling
 
-    async def _take(self, tenant: str, key: str, items: Sequence[Taking]) -> list[bool | RequestError]:
+    async def _take(
+        self, tenant: str, key: str, asked_before: bool, items: Sequence[Taking]
+    ) -> list[bool | RequestError]:
         rates = self._rates(tenant, key)
-        verdicts = await take(self._bus, tenant, key, windows_of(*rates), items)
+        counted = [msgspec.structs.replace(rate, requests_per_s=0.0) for rate in rates] if asked_before else rates
+        verdicts = await take(self._bus, tenant, key, windows_of(*counted), items)
         return [
             verdict == "taken" if verdict in ("taken", "known") else _refusal(tenant, key, rates, verdict, item)
             for item, verdict in zip(items, verdicts, strict=True)

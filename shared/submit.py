@@ -4,6 +4,7 @@ The two steps lie in different slots and are never pretended to be atomic: the r
 repeats the submit with that id, and a repeat of a submit is harmless.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 
@@ -23,7 +24,6 @@ from shared.errors import (
     BatchFull,
     DeadlineTooShort,
     IdempotencyConflict,
-    RequestError,
     TenantFull,
     WrongKeyType,
 )
@@ -32,7 +32,7 @@ from shared.keys import ShardKeys, keys_of, shard_keys
 from shared.lifecycle import State
 from shared.messages import Pending, encode
 from shared.quota import Quotas
-from shared.request import Request, on_pool, ways
+from shared.request import Request, on_pool
 from shared.shadow import Shadows
 
 RESERVE = Script("shared", "reserve")
@@ -116,30 +116,25 @@ class Submitter:
         BusUnavailable.
         """
         await self._memory.check()
-        if request.task.task_id:
+        if request.task.task_id:  # stays with the pool of its key: two that send it at once could else have it made twice
             task_id = await self._reserve(request, task_id)
-        elif found := await self._found_elsewhere(request, task_id):
-            return found
-        submitted = await self._submit_somewhere(on_pool(self._config, request, place_of(task_id).pool), task_id)
+            submitted = await self.submit_as(on_pool(self._config, request, place_of(task_id).pool), task_id)
+        else:
+            found = await self._found_elsewhere(request, task_id)
+            submitted = found or await self._submit_somewhere(request, task_id)
         if submitted.new:
             self._shadows.cast(request, submitted.id)
         return submitted
 
     async def _submit_somewhere(self, request: Request, task_id: str) -> Submitted:
         """Raises: what the first pool refused it with, if the fallbacks refuse it too."""
-        refused: RequestError | None = None
-        id = task_id
-        for way in ways(request):
-            if refused is not None:
-                before, id = id, self._fallback_id(way, task_id)
-                if way.task.task_id:
-                    id = await self._reserve(way, id, instead_of=before)
-            try:
-                return await self.submit_as(way, id)
-            except (BacklogFull, DeadlineTooShort) as error:
-                refused = refused or error
-        assert refused is not None
-        raise refused
+        try:
+            return await self.submit_as(request, task_id)
+        except (BacklogFull, DeadlineTooShort) as refused:
+            for way in request.fallbacks:
+                with contextlib.suppress(BacklogFull, DeadlineTooShort):
+                    return await self.submit_as(way, self._fallback_id(way, task_id), asked_before=True)
+            raise refused
 
     def _fallback_id(self, way: Request, task_id: str) -> str:
         """Follows from the first id, so that a repeat finds it."""
@@ -155,10 +150,10 @@ class Submitter:
                 return Submitted(id, State(state.decode()), False)
         return None
 
-    async def submit_as(self, request: Request, task_id: str) -> Submitted:
+    async def submit_as(self, request: Request, task_id: str, *, asked_before: bool = False) -> Submitted:
         """Make the task under that very id, whatever the producer's key is bound to: a dead task is run again so.
 
-        Raises: as submit, but for IdempotencyConflict.
+        `asked_before`: another pool has refused it. Raises: as submit, but for IdempotencyConflict.
         """
         await self._memory.check()
         task = request.task
@@ -166,7 +161,7 @@ class Submitter:
         if limited and task.waits:
             self._quotas.check(task, most_tokens(request))
         elif limited:
-            taken = await self._quotas.take(task, task_id, most_tokens(request))
+            taken = await self._quotas.take(task, task_id, most_tokens(request), asked_before=asked_before)
         item = _item(task_id, request, self._config, metered=limited and not task.waits, owes=limited and task.waits)
         verdict = await self._batch(place_of(task_id)).add(item)
         # A repeat over a lost connection finds its own task; without a verdict nobody knows, and the quotas' sweep looks at it.
@@ -193,11 +188,11 @@ class Submitter:
                 raise WrongKeyType(f"the key {rest} holds a type that is not Headrace's; remove it")
         return Submitted(task_id, State(verdict), False)
 
-    async def _reserve(self, request: Request, task_id: str, *, instead_of: str = "") -> str:
+    async def _reserve(self, request: Request, task_id: str) -> str:
         task = request.task
         body = request.fingerprint or request.body
         fingerprint = hashlib.blake2b(task.route.encode() + b"\0" + body, digest_size=16).hexdigest()
-        return await reserve(self._bus, self._config.limits, task.tenant, task.task_id, task_id, fingerprint, instead_of)
+        return await reserve(self._bus, self._config.limits, task.tenant, task.task_id, task_id, fingerprint)
 
     def _batch(self, place: Place) -> Batcher[SubmitItem, str]:
         batch = self._batches.get(place.tag)
@@ -215,16 +210,13 @@ ANY_BODY = "-"
 """Fingerprint of a key that was cancelled before its task came."""
 
 
-async def reserve(
-    bus: Bus, limits: Limits, tenant: str, producer_key: str, task_id: str, fingerprint: str, instead_of: str = ""
-) -> str:
-    """The task id that the producer's key is bound to: `task_id`, if it was free or bound to `instead_of`. The twin of
-    reserve.lua.
+async def reserve(bus: Bus, limits: Limits, tenant: str, producer_key: str, task_id: str, fingerprint: str) -> str:
+    """The task id that the producer's key is bound to: `task_id`, if it was free. The twin of reserve.lua.
 
     Raises: IdempotencyConflict, WrongKeyType, BusUnavailable.
     """
     key = keys.idempotency(tenant, producer_key)
-    verdict, bound = await bus.run(RESERVE, [key], [task_id, fingerprint, limits.keys_kept_ms, instead_of], durable=True)
+    verdict, bound = await bus.run(RESERVE, [key], [task_id, fingerprint, limits.keys_kept_ms], durable=True)
     if verdict == b"conflict":
         raise IdempotencyConflict(producer_key)
     if verdict == b"wrongtype":

@@ -1,6 +1,5 @@
 """What must happen even if nobody asks: silent workers lose their tasks, time passes, left-behind bus groups go."""
 
-import asyncio
 import logging
 
 from services.scheduler import metrics

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 
 from services.scheduler import metrics
+from services.scheduler.pacing import Pacing
 from services.scheduler.scripts import Arrival, admit, dispatch, follow
 from shared.bus.client import Bus
 from shared.bus.connection import Reply
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 ASKED = ("spec", "tokens_in", "tokens_out")
 LOWERED_MS = 60_000
-"""Until a task is looked at again that is larger than its tenant's limit."""
+"""Until a task is looked at again that is larger than its tenant's limit, or whose tenant's quota cannot be read."""
 
 CACHED = ("hit", "followed", "miss", "refresh")
 """Verdicts of admit on tasks whose answer may be that of another one; the last two are queued."""
@@ -30,6 +31,7 @@ CACHED = ("hit", "followed", "miss", "refresh")
 class Intake:
     def __init__(self, bus: Bus, shard: ShardKeys, config: Config) -> None:
         self._bus, self._shard, self._config, self._quotas = bus, shard, config, Quotas(bus, config)
+        self._pacing = Pacing()
         labels = (shard.pool, str(shard.shard))
         self._admitted, self._dispatched = metrics.ADMITTED.labels(*labels), metrics.DISPATCHED.labels(*labels)
         self._cached = {outcome: metrics.CACHE.labels(*labels, outcome) for outcome in CACHED}
@@ -73,11 +75,16 @@ class Intake:
         if spec is None:  # it has expired meanwhile, which admit will find
             return Arrival(arrival.id, arrival.entry, "taken")
         tokens_in, tokens_out = (int(value or 0) for value in tokens)
+        task, most = decode_task(spec), tokens_in + (tokens_out or MADE_UNKNOWN)
         try:
-            await self._quotas.take(decode_task(spec), arrival.id, tokens_in + (tokens_out or MADE_UNKNOWN))
+            await self._quotas.take(task, arrival.id, most)
         except RateLimited as refused:
-            return Arrival(arrival.id, arrival.entry, str(1000 * (refused.retry_after_s or 1)))
+            wait_s = self._pacing.wait_s(task.tenant, self._config.policy.tenant(task.tenant), most, refused)
+            return Arrival(arrival.id, arrival.entry, str(int(wait_s * 1000)))
         except TokensOverLimit:  # a reload has lowered the limit: it waits for it to come back, or for its own deadline
+            return Arrival(arrival.id, arrival.entry, str(LOWERED_MS))
+        except WrongKeyType as error:  # one tenant's key must not hold up the others
+            log.error("%s waits for its quota: %s", arrival.id, error)
             return Arrival(arrival.id, arrival.entry, str(LOWERED_MS))
         return Arrival(arrival.id, arrival.entry, "taken")
 

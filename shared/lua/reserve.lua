@@ -1,13 +1,11 @@
 #!lua
 -- reserve: bind a producer's key to one task id and one body.
 -- KEYS     reservation
--- ARGV     id, fingerprint of the body ('-' = any: the task is cancelled before it comes), kept (ms), id that it replaces ('' = none:
---          the task of that one was refused, and goes to another pool)
+-- ARGV     id, fingerprint of the body ('-' = any: the task is cancelled before it comes), kept (ms)
 -- RETURNS  {'reserved' | 'known' | 'conflict', the task id that the key is bound to} | {'wrongtype', key}
--- INVARIANT the first sender's id stays until the reservation expires or that sender replaces it, and so does the first body's
---          fingerprint.
+-- INVARIANT the first sender's id stays until the reservation expires, and so does the first body's fingerprint.
 local reservation = KEYS[1]
-local id, fingerprint, kept_ms, replaced = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local id, fingerprint, kept_ms = ARGV[1], ARGV[2], ARGV[3]
 
 local kind = redis.call('TYPE', reservation).ok
 if kind == 'none' then
@@ -21,9 +19,5 @@ if known == '-' then
   redis.call('SET', reservation, fingerprint .. ' ' .. bound, 'KEEPTTL')
 elseif known ~= fingerprint and fingerprint ~= '-' then
   return {'conflict', bound}
-end
-if bound == replaced then
-  redis.call('SET', reservation, fingerprint .. ' ' .. id, 'KEEPTTL')
-  return {'known', id}
 end
 return {'known', bound}

@@ -4,9 +4,17 @@ import argparse
 
 import uvloop
 
-from tests.bench import bus, durability, echo, tokens
+from tests.bench import affinity, bus, decisions, durability, echo, mixed, tokens
 
-BENCHMARKS = {"bus": bus.main, "durability": durability.main, "echo": echo.main, "tokens": tokens.main}
+BENCHMARKS = {
+    "affinity": affinity.main,
+    "bus": bus.main,
+    "decisions": decisions.main,
+    "durability": durability.main,
+    "echo": echo.main,
+    "mixed": mixed.main,
+    "tokens": tokens.main,
+}
 
 
 def main() -> None:

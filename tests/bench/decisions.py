@@ -34,10 +34,11 @@ from tests.support.server import server
 from tests.support.tasks import CONFIG, SHARD, ending, item, room
 
 DEPTHS, TENANTS = (100, 10_000, 1_000_000), (1, 100, 10_000)
-AT_ONCE = 16
-"""Tasks a call: what a moderate load gathers. Slots of the worker, too."""
-MEASURED = 1600
-"""Tasks a round."""
+AT_ONCE = (1, 16)
+"""Tasks a call: alone, and what a moderate load gathers. One tenant's tasks share its look-ups then, those of many cannot."""
+SLOTS = max(AT_ONCE)
+CALLS = 200
+"""Of each script and round."""
 BODY = b'{"model":"echo-1","messages":[{"role":"user","content":"%s"}]}'
 STAGES = ("submit", "admit", "dispatch", "start", "finish")
 WALKS = {"keys", "scan", "smembers", "hkeys", "hvals", "sort", "lrange", "sunion", "sinter", "flushdb"}
@@ -50,7 +51,7 @@ Stats = dict[str, tuple[int, int]]
 
 class Row(Struct):
     us: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
-    """A task, by stage; a value a round."""
+    """A task, by stage; a value a call, so that the median is of calls that nothing interrupted."""
     commands: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def median(self, stage: str) -> float:
@@ -69,7 +70,7 @@ class Shard:
 
     async def open(self) -> None:
         await self.bus.commands.call("XGROUP", "CREATE", SHARD.arrivals, SCHEDULER, "0", "MKSTREAM")
-        await beat(self.bus, self._owner, room(AT_ONCE), b"{}", [])
+        await beat(self.bus, self._owner, room(SLOTS), b"{}", [])
 
     async def submit(self, count: int) -> int:
         lanes = list(Lane)
@@ -88,8 +89,8 @@ class Shard:
         arrivals = [Arrival(fields[1].decode() if fields[0] == b"t" else "", entry) for entry, fields in found]
         return (await admit(self.bus, SHARD, LIMITS, arrivals)).count("queued") if arrivals else 0
 
-    async def dispatch(self) -> int:
-        return (await dispatch(self.bus, SHARD, self._config)).handed_out
+    async def dispatch(self, count: int) -> int:
+        return (await dispatch(self.bus, SHARD, self._config, count)).handed_out
 
     async def hands(self, count: int) -> list[Hand]:
         found = await self._read(WORKERS, SHARD.work(self._owner.worker), count)
@@ -115,27 +116,24 @@ class Shard:
         return reply[0][1] if reply else []
 
 
-async def measure(shard: Shard, row: Row) -> None:
+async def measure(shard: Shard, at_once: int, row: Row) -> None:
     """One round: the same number of tasks comes as leaves."""
-    spent = dict.fromkeys(STAGES, 0)
 
     async def timed(stage: str, work: Awaitable[Any]) -> Any:
         before = (await commands(shard.bus))["evalsha"][1]
         made = await work
-        spent[stage] += (await commands(shard.bus))["evalsha"][1] - before
+        row.us[stage].append(((await commands(shard.bus))["evalsha"][1] - before) / at_once)
         return made
 
     before = await commands(shard.bus)
-    for _ in range(MEASURED // AT_ONCE):
-        await timed("submit", shard.submit(AT_ONCE))
-        await timed("admit", shard.admit(AT_ONCE * 2))
-        assert await timed("dispatch", shard.dispatch()) == AT_ONCE
-        hands = await shard.hands(AT_ONCE)
+    for _ in range(CALLS):
+        await timed("submit", shard.submit(at_once))
+        await timed("admit", shard.admit(at_once * 2))
+        assert await timed("dispatch", shard.dispatch(at_once)) == at_once
+        hands = await shard.hands(at_once)
         await timed("start", shard.start(hands))
         await timed("finish", shard.finish(hands))
     after = await commands(shard.bus)
-    for stage in STAGES:
-        row.us[stage].append(spent[stage] / MEASURED)
     for name, (calls, us) in after.items():
         old, more = before.get(name, (0, 0)), row.commands.get(name, (0, 0))
         row.commands[name] = (more[0] + calls - old[0], more[1] + us - old[1])
@@ -164,18 +162,14 @@ async def filled(depth: int, tenants: int, body: bytes) -> AsyncIterator[tuple[S
             yield shard, (await used_bytes(bus) - before) / depth
 
 
-def report(rows: dict[tuple[int, int], Row]) -> None:
+def report(at_once: int, rows: dict[tuple[int, int], Row]) -> None:
     base = next(iter(rows.values()))
-    print(
-        f"{'waiting':>9} {'tenants':>8}  "
-        + "".join(f"{stage:>10}" for stage in STAGES)
-        + "       all  of first  dispatch of first"
-    )
+    print(f"{at_once} a call: microseconds of Redis a task")
+    print("  waiting  tenants" + "".join(f"{stage:>10}" for stage in STAGES) + "       all  dispatch, of the first")
     for (depth, tenants), row in rows.items():
-        whole, first = sum(map(row.median, STAGES)), sum(map(base.median, STAGES))
         cells = "".join(f"{row.median(stage):10.1f}" for stage in STAGES)
         ratio = row.median("dispatch") / base.median("dispatch")
-        print(f"{depth:9} {tenants:8}  {cells}{whole:10.1f}{whole / first:10.2f}{ratio:19.2f}")
+        print(f"{depth:9}{tenants:9}{cells}{sum(map(row.median, STAGES)):10.1f}{ratio:24.2f}")
 
 
 def report_commands(rows: dict[tuple[int, int], Row]) -> None:
@@ -184,30 +178,29 @@ def report_commands(rows: dict[tuple[int, int], Row]) -> None:
     walked = {name for row in rows.values() for name in row.commands if name.partition("|")[0] in WALKS}
     print(f"commands that look at all there is: {', '.join(sorted(walked)) or 'none'}")
     each = {
-        name: (
-            least.commands[name][1] / least.commands[name][0],
-            us / calls,
-            calls / sum(map(len, greatest.us.values())),
-        )
+        name: (least.commands[name][1] / least.commands[name][0], us / calls)
         for name, (calls, us) in greatest.commands.items()
         if calls and least.commands.get(name, (0, 0))[0] and name not in ("info", "evalsha")
     }
-    for name, (few, many, _) in sorted(each.items(), key=lambda one: one[1][0] - one[1][1])[:8]:
+    for name, (few, many) in sorted(each.items(), key=lambda one: one[1][0] - one[1][1])[:8]:
         print(f"  {name:18} {few:6.2f} us a call at {min(rows)[0]} waiting, {many:6.2f} at {max(rows)[0]}")
 
 
 async def main(rounds: int, most: int = DEPTHS[-1]) -> None:
-    rows: dict[tuple[int, int], Row] = {}
-    print(f"Microseconds of Redis a task, {AT_ONCE} tasks a call, {rounds} rounds of {MEASURED} tasks, medians")
+    rows: dict[int, dict[tuple[int, int], Row]] = {at_once: {} for at_once in AT_ONCE}
     for depth, tenants in itertools.product(DEPTHS, TENANTS):
         if tenants > depth or depth > most:
             continue
         async with filled(depth, tenants, BODY % (b"x" * 150)) as (shard, _):
-            row = rows[depth, tenants] = Row()
-            for _ in range(rounds):
-                await measure(shard, row)
-    report(rows)
-    report_commands(rows)
+            for at_once in AT_ONCE:
+                row = rows[at_once][depth, tenants] = Row()
+                for _ in range(rounds):
+                    await measure(shard, at_once, row)
+        print(f"measured {depth} waiting, {tenants} tenants", file=sys.stderr, flush=True)
+    print(f"{rounds} rounds of {CALLS} calls of each script, medians of the calls")
+    for at_once, some in rows.items():
+        report(at_once, some)
+    report_commands(rows[SLOTS])
     for name, body in (("200 bytes", BODY % (b"x" * 139)), ("2 bytes", b"{}")):
         async with filled(min(most, 100_000), 100, body) as (_, bytes_a_task):
             print(f"memory a waiting task with a body of {name}: {bytes_a_task:.0f} bytes")

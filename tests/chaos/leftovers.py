@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from redis.exceptions import ResponseError
 
 from shared.clock import monotonic_s, now_ms
 from shared.keys import METERED, quota
@@ -52,7 +53,11 @@ async def content(redis: Any) -> Content:
         if await redis.type(key) != "stream":
             continue
         leased = await _leased(redis, key)
-        for group in await redis.xinfo_groups(key):
+        try:
+            found = await redis.xinfo_groups(key)
+        except ResponseError:  # it has expired meanwhile
+            continue
+        for group in found:
             if group["name"] in leased:
                 continue
             name = NONCE.sub("*", f"{group['name']} of {key}")

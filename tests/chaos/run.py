@@ -37,7 +37,7 @@ PATIENCE_S = {"echo": 150.0, "vllm": 600.0}
 """Longer than any fault, and than a restart of vLLM."""
 RUN_S = {"echo": 30, "vllm": 300}
 """Longest run of an attempt."""
-TOKENS_PER_MIN = 60_000
+TOKENS_PER_MIN = 120_000
 """Of one tenant: reached now and then, as each of its tasks reserves hundreds and uses tens."""
 LONG_MINUTES = 2.0
 """A run of this length waits in the end until the bus must be empty, too."""
@@ -87,7 +87,7 @@ waiting_s = {waiting_s}
 weight = 3
 tokens_per_min = {tokens_per_min}
 [tenants.pages]
-running = 2
+running = 8
 batch_tokens = 100_000
 queued = 1000
 """

@@ -37,9 +37,10 @@ MAX_TOKENS = 24
 
 
 POISON: Mapping[str, float] = MappingProxyType(
-    {"exit": 0.0003, "dead": 0.0002, "error": 0.004, "busy": 0.002, "busy-once": 0.02, "hang": 0.0005}
+    {"exit": 0.0003, "dead": 0.0002, "error": 0.004, "busy": 0.0005, "busy-once": 0.005, "hang": 0.0005}
 )
-"""Trouble that the echo engine makes if its pool has `faults`, and the share of tasks that ask for it."""
+"""Trouble that the echo engine makes if its pool has `faults`, and the share of tasks that ask for it. Few are refused as busy: a
+worker takes that for load, and runs fewer tasks at once for a while."""
 TENANTS = {"default": 5, "millers": 3, "pages": 2}
 """And how often each asks. What may be cancelled by its key is of `default`: the shared stream door cancels for no other."""
 LANES = {"normal": 6, "interactive": 2, "batch": 2}

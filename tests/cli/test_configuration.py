@@ -46,7 +46,7 @@ def test_a_valid_file_is_summed_up(shell: Shell) -> None:
         "  pool       small: small (echo, 1 shard)",
         "  lane       interactive: 63.6 % of the tokens",
         "  lane       normal: 18.2 % of the tokens",
-        "  lane       batch: 18.2 % of the tokens, at most 75 % of a worker's slots, 90 s for a run",
+        "  lane       batch: 18.2 % of the tokens, at most 50 % of a worker's slots, 90 s for a run",
         "  tenants    1: *",
         "  producers  1: billing",
         "  keys       1: ann; required",

@@ -203,15 +203,16 @@ def refusals(kind: type[errors.RequestError]) -> Iterator[type[errors.RequestErr
 
 
 def test_the_websocket_document_lists_every_message_field_and_close_code() -> None:
-    part = {part.partition("\n")[0]: list(table(part)) for part in text("websocket.md").split("\n## ")}
+    part = {part.partition("\n")[0]: part for part in text("websocket.md").split("\n## ")}
     for base, title in ((frames.Inbound, "Client to server"), (frames.Outbound, "Server to client")):
-        told = {row[0]: set(re.findall(r"\w+", " ".join(row[1:]))) for row in part[title]}
+        rows = table(part[title].partition("\n### ")[0])
+        told = {row[0]: set(re.findall(r"\w+", " ".join(row[1:]))) for row in rows}
         made = {str(kind.__struct_config__.tag): fields(kind).keys() for kind in messages(base)}
         assert told.keys() == made.keys()
         assert {
             name: missing for name, names in made.items() if (missing := names - told[name] - {"id", "task", "c"})
         } == {}
-    assert {row[0] for row in part["Closing"]} == {str(int(code)) for code in frames.Close}
+    assert {row[0] for row in table(part["Closing"])} == {str(int(code)) for code in frames.Close}
 
 
 def messages(kind: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:

@@ -89,8 +89,8 @@ def dispatch(shard: Shard, most: int, chosen: Chosen) -> tuple[int, int, int]:
         assert not cap or running <= cap, f"{tenant} runs {running} of {cap}"
     assert len(served) <= most
     for lane in Lane:
-        _take_over_turns(shard, lane, {task.tenant for task in served if task.lane is lane}, chosen.turns[lane])
-    if len(served) < most > 1:  # with one, it looks at one tenant of a lane only
+        _take_over_turns(shard, lane, {task.tenant for task in served}, chosen.turns[lane])
+    if len(served) < most:
         _check_nothing_left(shard)
     free = sum(max(0, room.total) for room in rooms(shard).values())
     return len(served), sum(shard.waiting[f"l:{lane}"] for lane in Lane), free
@@ -127,7 +127,7 @@ def _put_aside(shard: Shard, task: Task) -> None:
 
 
 def _take_over_turns(shard: Shard, lane: Lane, served: set[str], found: set[str]) -> None:
-    """Who has nothing left or runs all it may is out; dispatch sees that at its turn, so others may be out or not."""
+    """Who has nothing left or runs all it may is out, in all lanes; of those that it did not serve, dispatch may not know it."""
     assert found <= shard.turns[lane], f"{found - shard.turns[lane]} came into the turns of {lane} by a dispatch"
     for tenant in set(shard.turns[lane]):
         able = shard.backlogs[lane, tenant] and not shard.is_at_cap(tenant)

@@ -9,7 +9,7 @@ from shared.bus.client import Bus
 from shared.bus.script import MAX_ITEMS
 from shared.config import Limits
 from tests.support import tasks
-from tests.support.tasks import LIMITS, SHARD
+from tests.support.tasks import SHARD
 from tests.support.waiting import wait_until
 
 MANY = 2 * MAX_ITEMS + 10

@@ -1,11 +1,13 @@
 """Arrivals that wait for their tenant's rates."""
 
+import pytest
 from msgspec.structs import replace
 
 from services.scheduler.intake import Intake
 from shared.bus.client import Bus
 from shared.bus.consume import Entry
 from shared.config import Config
+from shared.keys import quota
 from shared.policy import Live, Policy, Tenant
 from tests.support import tasks
 from tests.support.tasks import CONFIG, SHARD
@@ -55,6 +57,16 @@ async def test_task_that_a_reload_made_larger_than_its_limit_is_put_off_and_stop
     assert await waits(bus, large) == [False, True]
     assert await bus.commands.call("ZCARD", SHARD.backlog(tasks.Lane.NORMAL, "other")) == 1
     assert await bus.commands.call("HGET", SHARD.task(other), "state") == b"pending"
+
+
+@pytest.mark.keeps_keys
+async def test_quota_key_of_another_type_puts_off_its_tenants_task_and_stops_nobody(bus: Bus) -> None:
+    await bus.commands.call("SET", quota("acme", "tokens"), "foreign")
+    broken, other = await owing(bus), await tasks.submitted(bus, tenant="other")
+    await arrive(bus, limited(1000))
+    assert await waits(bus, broken) == [False, True]
+    assert await bus.commands.call("HGET", SHARD.task(other), "state") == b"pending"
+    assert await bus.commands.call("ZCARD", SHARD.backlog(tasks.Lane.NORMAL, "other")) == 1
 
 
 async def test_task_that_expired_while_it_owed_is_cleared(bus: Bus) -> None:

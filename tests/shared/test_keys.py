@@ -7,13 +7,28 @@ from shared.errors import InvalidTaskId
 from shared.ids import Place, new_task_id
 from shared.keys import ShardKeys, keys_of, shard_keys
 from shared.lifecycle import Lane
+from shared.wishes import NAME
 
 SHARD = shard_keys("smol", 1)
 
 
 def all_keys(shard: ShardKeys) -> list[str]:
     return [
-        *(shard.arrivals, *shard.turns, *shard.rested, shard.waiting, shard.fair, shard.tenants, shard.means, shard.held, shard.leases, shard.workers, shard.readers, shard.outbox, shard.dead),
+        *(
+            shard.arrivals,
+            *shard.turns,
+            *shard.rested,
+            shard.waiting,
+            shard.fair,
+            shard.tenants,
+            shard.means,
+            shard.held,
+            shard.leases,
+            shard.workers,
+            shard.readers,
+            shard.outbox,
+            shard.dead,
+        ),
         *(shard.task("t"), shard.log("t"), shard.bus(0), shard.work("w"), shard.session("s"), shard.tenant("x")),
     ]
 
@@ -66,6 +81,11 @@ def test_reservations_are_spread_and_each_stays_in_its_slot() -> None:
     assert len(set(made)) == 2000
     assert len({hash_tag(key) for key in made}) > keys.IDEMPOTENCY_SLOTS * 0.9
     assert hash_tag(keys.idempotency("{a}", "{b}")).startswith("i.")
+
+
+def test_no_tenant_has_a_key_of_another_one() -> None:
+    assert keys.idempotency("a", "b:c") != keys.idempotency("a:b", "c")
+    assert not NAME.fullmatch("a/b")
 
 
 def test_group_of_a_reader_names_its_replica() -> None:

@@ -45,7 +45,7 @@ STYLE: Any = {
 }
 STEPS = 150
 """Points of a line over time."""
-WIDTH_IN, ROW_IN, DPI = 8.0, 2.7, 150
+WIDTH_IN, ROW_IN, DPI = 8.0, 2.7, 125
 MOST_DOTS = 1500
 
 Panel = Callable[[Axes, Recording], None]
@@ -89,7 +89,7 @@ def shares(axes: Axes, recording: Recording, tenants: Sequence[str]) -> None:
         "all of them have tasks that wait", (sum(window) / 2, 0.98), ha="center", va="top", fontsize=8, color="#666666"
     )
     times = [at * step_s for at in range(int(recording.ended_s / step_s))]
-    smooth_s = 3 * step_s
+    smooth_s = 1.5 * step_s
     found = [measure.shares(recording, (t - smooth_s, t + smooth_s), tenants) for t in times]
     for place, tenant in enumerate(tenants):
         colour, one = COLOURS[place], [row[place] for row in found]

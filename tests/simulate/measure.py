@@ -14,6 +14,9 @@ Window = tuple[float, float]
 """From, until (s)."""
 Which = Callable[[Told], bool]
 
+HOPS_S = 0.02
+"""What a task takes from its submission to its start when a slot is free, at most."""
+
 
 def every(task: Told) -> bool:
     return True
@@ -161,7 +164,9 @@ def utilisation(recording: Recording, window: Window | None = None) -> float:
 
 
 def waiting_windows(recording: Recording) -> Iterator[Window]:
-    return union((task.row.arrival_s, left_s(recording, task)) for task in recording.told if not task.refusal)
+    """Times in which some task waited, and not for messages alone."""
+    waited = ((task.row.arrival_s + HOPS_S, left_s(recording, task)) for task in recording.told if not task.refusal)
+    return union((begin_s, end_s) for begin_s, end_s in waited if begin_s < end_s)
 
 
 def _pairs(windows: Sequence[Window], recording: Recording) -> Iterator[tuple[Window, Stint]]:
@@ -188,7 +193,7 @@ def etas(recording: Recording) -> Etas | None:
     return Etas(len(pairs), quantile(errors, 0.5), quantile(errors, 0.9), bias_s, close / len(pairs))
 
 
-def overtaken(recording: Recording, after_s: float = 0.02) -> list[int]:
+def overtaken(recording: Recording, after_s: float = HOPS_S) -> list[int]:
     """For each interactive task that came when no other one waited, how many tasks of other lanes started before it did. What
     a message takes is granted."""
     others = sorted(

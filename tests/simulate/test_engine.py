@@ -50,7 +50,9 @@ def test_a_prompt_takes_a_step_for_each_piece() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(0, 1)), min_size=1, max_size=20))
 def test_every_task_ends_and_none_before_it_could_have_alone(tasks: list[tuple[int, float]]) -> None:
-    engine, begins, ends, now_s = Engine(SPEED), {}, {}, 0.0
+    begins: dict[str, tuple[float, int]] = {}
+    ends: dict[str, float] = {}
+    engine, now_s = Engine(SPEED), 0.0
     for number, (steps, pause_s) in enumerate(tasks):
         engine.begin(str(number), steps, now_s)
         begins[str(number)], now_s = (now_s, steps), now_s + pause_s

@@ -195,7 +195,7 @@ KNOWN = ("running:", "prefix:", "group:", "flight:", "cache:")
 """Sets and strings of services."""
 HELD = ("leases", "expiry", "attached", "later", "backlog:", "followers:", "turns:", "rested:")
 """Sorted sets of unfinished tasks, and of who waits for a turn."""
-COUNTED = ("waiting", "held", "means")
+COUNTED = ("waiting", "held", "means", "paces")
 """Hashes of what waits or runs."""
 CLOCKS = re.compile(r"[vt]:.*")
 """Fields of `fair` that say who is ahead of whom."""

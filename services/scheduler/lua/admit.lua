@@ -12,6 +12,8 @@ local base, kept_ms, log_kept_ms = ARGV[1], ARGV[2], ARGV[3]
 
 -- USES clock, types, shard, fair, flight, task, cache, groups
 
+local AGAIN_MS = 10000
+
 -- Its verdict, and whether its entry stays to come again.
 local function admit(id, quota)
   if id == '' then return 'wake' end
@@ -22,7 +24,10 @@ local function admit(id, quota)
   end
   if task.state ~= 'pending' then return task.state end
   local wrong = foreign(task)
-  if wrong then return 'wrongtype ' .. wrong, true end
+  if wrong then
+    redis.call('ZADD', later, now_ms + AGAIN_MS, id)
+    return 'wrongtype ' .. wrong
+  end
   if task.epoch ~= '0' then  -- a repeat: it was handed out before
     if redis.call('SISMEMBER', running_of(task.tenant), id) == 1 then return 'handed out' end
     if redis.call('ZSCORE', later, id) then return 'later' end

@@ -99,7 +99,7 @@ local function estimate(tenant, lane, rank, slots)
     local tokens = math.max(1, tonumber(redis.call('HGET', base .. 'means', tenant)) or ETA_MADE)
     local ms, by_then = eta_flow(shard, own, due, waiting, left, tokens)
     local _, by_one_less = eta_flow(shard, own, due - 1, waiting, left, tokens)
-    wait_ms = ms
+    wait_ms = ms < math.huge and ms or -1  -- no worker runs this lane
     for i = 1, 3 do
       if i ~= own then before = before + (i < own and by_then[i] or by_one_less[i]) end
     end

@@ -114,6 +114,7 @@ local function settle(task, used, ran_ms)
   local now, run_ms = unpack(redis.call('HMGET', base .. 'fair', 'v:' .. task.lane, 'run_ms:' .. task.lane))
   if ran_ms then redis.call('HSET', base .. 'fair', 'run_ms:' .. task.lane, mean_of(run_ms, ran_ms)) end
   charge_back(task, (charged - used) / weight, tonumber(now) or 0)
+  if not ran_ms or tonumber(used) == 0 then return end  -- it says nothing of what is usual
   local made, own, all = math.max(0, used - task.tokens_in), unpack(redis.call('HMGET', base .. 'means', task.tenant, '*'))
   redis.call('HSET', base .. 'means', task.tenant, mean_of(own, made), '*', mean_of(all, made))
 end

@@ -9,7 +9,8 @@ local function join_group(task)
   local keys, missing, place = {}, {}, nil
   for digest in string.gmatch(task.prefix, '[^,]+') do keys[#keys + 1] = base .. 'group:' .. task.tenant .. ':' .. digest end
   for i, known in ipairs(redis.call('MGET', unpack(keys))) do
-    if known and not place then place = tonumber(known) end
+    known = tonumber(known)
+    if known and known > now_ms - GROUP_MS and not place then place = known end
     if not place then missing[#missing + 1] = keys[i] end
   end
   place = #missing == #keys and task.created_at_ms or place

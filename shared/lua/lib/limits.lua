@@ -6,7 +6,7 @@ local counts, made, waits = {}, {}, {}
 -- The key that keeps it from being made, because it holds another type; nil: none does.
 local function misused(asked, tenant_index, session_index, bus)
   if not is(tenant_index, 'zset') then return tenant_index end
-  if asked.reply_to ~= '' and not is(base .. 'outbox', 'stream') then return base .. 'outbox' end
+  if (asked.reply_to ~= '' or asked.metered ~= '') and not is(base .. 'outbox', 'stream') then return base .. 'outbox' end
   if asked.session == '' then return nil end
   return not is(session_index, 'zset') and session_index or not is(bus, 'stream') and bus or nil
 end
@@ -14,9 +14,10 @@ end
 -- The same for one that ends in the same step.
 local function unendable(asked, bus)
   for key, wanted in pairs({[bus] = 'stream', [base .. 'log:' .. asked.id] = 'stream',
-    [backlog_of(asked.lane, asked.tenant)] = 'zset'}) do
+    [backlog_of(asked.lane, asked.tenant)] = 'zset', [running_of(asked.tenant)] = 'set'}) do
     if not is(key, wanted) then return key end
   end
+  return misplaced(asked)
 end
 
 local function counted(field)
@@ -58,9 +59,9 @@ local function count_made(asked)
   local who = asked.lane .. ' ' .. asked.tenant
   made[who] = made[who] or {lane = asked.lane, tenant = asked.tenant, tasks = 0, tokens = 0}
   made[who].tasks, made[who].tokens = made[who].tasks + 1, made[who].tokens + tokens_of(asked)
-  for field, by in pairs({['l:' .. asked.lane] = 1, ['n:' .. asked.tenant] = 1, ['b:' .. asked.tenant] = tokens_of(asked)}) do
-    counts[field] = counted(field) + by
-  end
+  local more = {['l:' .. asked.lane] = 1, ['n:' .. asked.tenant] = 1}
+  if asked.lane == 'batch' then more['b:' .. asked.tenant] = tokens_of(asked) end
+  for field, by in pairs(more) do counts[field] = counted(field) + by end
 end
 
 local function write_counts()

@@ -1,10 +1,13 @@
 -- turns: the clocks of a dispatch: which lane, which tenant is next, and what it is charged. They are read once, kept here
--- while tasks are handed out, and written back at the end, so a decision costs the same however many wait.
--- NEEDS clock, types, fair, workers, paces; base, most (tasks of this call), shares (of the three lanes).
+-- while tasks are handed out, and written back at the end, so a decision costs the same however many wait. The turns of a lane
+-- are a heap by tag.
+-- NEEDS clock, types, fair, workers, paces, heap; base, most (tasks of this call), shares (of the three lanes).
 -- Tokens over share that a lane may be ahead of a less urgent one that waits: a burst goes first, a flood gets its share.
 local AHEAD = 20000
+-- Tenants beside those that the slots are for: some have all their tasks put aside, or have reached their cap in another lane.
+local SPARE = 10
 local lanes, known, handed_out = {}, {}, 0
-local looked_at = math.min(most, free_slots())  -- tenants of a lane: each call raises the tag of so many at most
+local looked_at = free_slots() > 0 and math.min(most, free_slots()) + SPARE or 0  -- tenants of a lane: each call raises so many tags
 
 local made_by_all = redis.call('HGET', base .. 'means', '*')
 local clocks = redis.call('HMGET', base .. 'fair', 'v:interactive', 't:interactive', 'pace:interactive', 'v:normal', 't:normal',
@@ -22,13 +25,14 @@ end
 local function meet_tenant(name)
   if not known[name] then
     local weight, cap = terms_of(name)
-    known[name] = {weight = weight, cap = cap, running = cap > 0 and redis.call('SCARD', running_of(name)) or 0,
+    known[name] = {weight = weight, cap = cap, running = tonumber(redis.pcall('SCARD', running_of(name))),
       mean = tonumber(redis.call('HGET', base .. 'means', name) or made_by_all) or MADE_UNKNOWN}
   end
   return known[name]
 end
 
-local function at_cap(tenant) return tenant.cap > 0 and tenant.running >= tenant.cap end
+-- Or its key holds another type: nothing of it can run, and it holds up nobody.
+local function at_cap(tenant) return not tenant.running or (tenant.cap > 0 and tenant.running >= tenant.cap) end
 
 -- Of the lanes that wait and have room the most urgent that is not too far ahead. The others are lifted to the one that is
 -- least: a lane that has nothing to run, or may run no more, banks nothing.
@@ -44,25 +48,6 @@ local function next_lane()
     if lane.runs and not best and lane.tag <= least + AHEAD then best = lane end
   end
   return best
-end
-
--- The turns of a lane are a heap, the least tag first. Its first one has got a later tag:
-local function sink(turns)
-  local i, last = 1, #turns
-  while i <= last do
-    local least, left = i, 2 * i
-    if left <= last and turns[left].tag < turns[least].tag then least = left end
-    if left < last and turns[left + 1].tag < turns[least].tag then least = left + 1 end
-    if least == i then return end
-    turns[i], turns[least] = turns[least], turns[i]
-    i = least
-  end
-end
-
-local function drop_first(turns)
-  turns[1] = turns[#turns]
-  turns[#turns] = nil
-  sink(turns)
 end
 
 local function next_turn(lane)
@@ -95,11 +80,13 @@ end
 local function pass_over(turn) turn.tasks = turn.tasks + 1 end
 
 -- One turn, given to hand_out; false: nothing can be handed out any more.
+local looks = 0
 local function take(hand_out)
   local lane = next_lane()
-  if not lane then return false end
+  looks = looks + 1
+  if not lane or looks > most * 10 then return false end
   local turn = next_turn(lane)
-  local id = not at_cap(turn.tenant) and redis.call('ZPOPMIN', backlog_of(lane.name, turn.name))[1]
+  local id = not at_cap(turn.tenant) and redis.pcall('ZPOPMIN', backlog_of(lane.name, turn.name))[1]
   if id then hand_out(lane, turn, id) else drop_first(lane.turns) end
   sink(lane.turns)
   return true
@@ -110,12 +97,19 @@ local function write_back(lane)
     local waits = redis.call('EXISTS', backlog_of(lane.name, turn.name)) == 1
     count(lane.name, turn.name, -turn.tasks, -turn.tokens)
     redis.call('ZADD', base .. 'turns:' .. lane.name, turn.tag, turn.name)
-    if not waits or at_cap(turn.tenant) then rest(lane.name, turn.name) end
+    if not waits then rest(lane.name, turn.name) end
     note_pace(lane.name, turn.name, waits and turn.tasks)
   end
   if #lane.touched > 0 then redis.call('ZREMRANGEBYSCORE', base .. 'rested:' .. lane.name, '-inf', lane.now) end
   for _, worker in ipairs(workers) do
     if lane.name ~= 'interactive' then add('held', worker.name .. ' ' .. lane.name, worker.got[lane.name] or 0) end
+  end
+end
+
+-- A cap counts in all lanes: who has reached it takes no turns in the others either.
+local function rest_at_cap()
+  for name, tenant in pairs(known) do
+    for _, lane in ipairs(at_cap(tenant) and lanes or {}) do rest(lane.name, name) end
   end
 end
 
@@ -131,6 +125,7 @@ local function write_all_back()
   end
   if touched == 0 then return end
   for _, lane in ipairs(lanes) do write_back(lane) end
+  rest_at_cap()
   redis.call('HSET', base .. 'fair', unpack(fields))
 end
 

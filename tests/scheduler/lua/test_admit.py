@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.scheduler.scripts import Arrival, Dispatched, admit, dispatch, reap
+from services.scheduler.scripts import Arrival, Dispatched, admit, dispatch, due, reap
 from shared.bus.client import Bus
 from shared.keys import SCHEDULER
 from shared.lifecycle import Lane
@@ -75,12 +75,16 @@ async def test_spoiled_task_is_named_cleared_and_stops_nobody(bus: Bus) -> None:
 
 
 @pytest.mark.keeps_keys
-async def test_wrong_type_of_a_backlog_keeps_the_arrival(bus: Bus) -> None:
-    await tasks.submitted(bus)
-    page = await tasks.arrivals(bus)
-    await assert_refused_whole(bus, tasks.BACKLOGS[1], lambda: admit(bus, SHARD, tasks.LIMITS, page))
+async def test_task_whose_backlog_holds_another_type_is_named_and_put_off(bus: Bus) -> None:
+    """Left in `in`, its entry kept finish from waking the scheduler for as long as it lay there."""
+    id = await tasks.submitted(bus)
+    await spoil(bus, tasks.BACKLOGS[1])
+    assert await tasks.admit_all(bus) == [f"wrongtype {tasks.BACKLOGS[1]}"]
+    assert await bus.commands.call("XLEN", SHARD.arrivals) == 0
     await bus.commands.call("DEL", tasks.BACKLOGS[1])
-    assert await admit(bus, SHARD, tasks.LIMITS, page) == ["queued"]
+    await bus.commands.call("ZADD", SHARD.later, 1, id)
+    assert (await due(bus, SHARD, tasks.LIMITS)).back == 1
+    assert await tasks.admit_all(bus) == ["queued"]
 
 
 @pytest.mark.keeps_keys

@@ -121,6 +121,11 @@ async def test_backlog_limit_counts_arrivals_and_all_lanes(bus: Bus) -> None:
     assert await tasks.fields(bus, items[2].id) == {}
 
 
+async def test_only_the_lane_batch_counts_towards_a_tenants_batch_tokens(bus: Bus) -> None:
+    urgent, batch = tasks.item(tokens_out=1000), tasks.item(lane=Lane.BATCH, tokens_out=10, batch_limit=100)
+    assert await submit(bus, SHARD, CONFIG, [urgent, batch]) == ["new", "new"]
+
+
 async def test_repeat_of_an_accepted_task_is_not_refused_when_full(bus: Bus) -> None:
     limited = tasks.config(backlog=1)
     made = tasks.item()
@@ -168,10 +173,11 @@ async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str, ca
 
 
 @pytest.mark.keeps_keys
-async def test_log_of_another_type_is_named_and_nothing_is_written(bus: Bus) -> None:
-    made = tasks.item()
+async def test_key_of_another_type_that_keeps_it_from_ending_is_named_and_nothing_is_written(bus: Bus) -> None:
+    made = tasks.item(metered="1", cache="ab12 60000 use")
     await cancel(bus, SHARD, tasks.LIMITS, [made.id])
-    for key in (SHARD.log(made.id), tasks.BACKLOGS[1]):
+    ends = (SHARD.log(made.id), tasks.BACKLOGS[1], SHARD.running("default"), SHARD.outbox, SHARD.followers("ab12"))
+    for key in ends:
         await assert_refused_whole(bus, key, lambda: submit(bus, SHARD, CONFIG, [made]))
         await bus.commands.call("DEL", key)
 
