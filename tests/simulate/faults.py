@@ -47,9 +47,10 @@ class Fault(Struct, frozen=True):
 def faults(
     dice: random.Random, workers: int, every_s: float, begin_s: float, end_s: float, *, away_s: float = 20.0
 ) -> Iterator[Fault]:
-    """On average one each `every_s`: three in five deaths, the others silences, some shorter than the lease."""
-    at_s = begin_s + dice.expovariate(1 / every_s)
+    """On average one each `every_s`: two deaths, then a silence, which may be shorter than the lease."""
+    at_s, number = begin_s + dice.expovariate(1 / every_s), 0
     while at_s < end_s:
-        kind: Literal["dies", "silent"] = "dies" if dice.random() < 0.6 else "silent"
+        number += 1
+        kind: Literal["dies", "silent"] = "silent" if number % 3 == 0 else "dies"
         yield Fault(at_s, dice.randrange(workers), kind, away_s if kind == "dies" else dice.uniform(2.0, away_s))
         at_s += dice.expovariate(1 / every_s)

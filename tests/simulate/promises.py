@@ -102,9 +102,9 @@ def overtaking(recording: Recording) -> list[Check]:
 def by_demand(recording: Recording) -> dict[str, Which]:
     counts = Counter(task.row.tenant for task in recording.told)
     return {
-        "of 1 to 3 tasks": lambda task: counts[task.row.tenant] <= 3,
-        "of 4 to 100": lambda task: 3 < counts[task.row.tenant] <= 100,
-        "of more than 100": lambda task: counts[task.row.tenant] > 100,
+        "tenants of 1 to 3 tasks": lambda task: counts[task.row.tenant] <= 3,
+        "of 4 to 100 tasks": lambda task: 3 < counts[task.row.tenant] <= 100,
+        "of more than 100 tasks": lambda task: counts[task.row.tenant] > 100,
     }
 
 

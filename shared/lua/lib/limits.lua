@@ -27,10 +27,17 @@ end
 
 local function tokens_of(asked) return most_tokens(tonumber(asked.tokens_in), tonumber(asked.tokens_out)) end
 
+local slots
+local function has_slots(lane)
+  slots = slots or redis.call('HGET', base .. 'fair', 'slots') or ''
+  local all, normal, batch = string.match(slots, '^(%d+) (%d+) (%d+)$')
+  return (tonumber(({interactive = all, normal = normal, batch = batch})[lane]) or 0) > 0
+end
+
 -- Predicted from the others that wait; those of one call wait alike. ms, -1: nobody knows. Second the mean run, ms.
 local function wait_of(asked)
   local waiting = counted('l:interactive') + counted('l:normal') + counted('l:batch')
-  if waiting == 0 and asked.hurried == '' then return 0, 0 end
+  if waiting == 0 and asked.hurried == '' and has_slots(asked.lane) then return 0, 0 end
   local who = asked.lane .. asked.tenant
   if not waits[who] then
     local rank = math.min(counted('n:' .. asked.tenant), counted('l:' .. asked.lane))

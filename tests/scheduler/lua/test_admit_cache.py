@@ -10,7 +10,7 @@ from shared.lifecycle import Lane, State
 from shared.messages import INLINE_RESULT_BYTES, NULL
 from tests.support import cached, tasks
 from tests.support.cached import DIGEST, FLIGHT, FOLLOWERS, KEPT, OTHER, RESULT, USAGE, take_in
-from tests.support.redis import snapshot, spoil
+from tests.support.redis import snapshot
 from tests.support.tasks import LIMITS, SHARD
 
 
@@ -295,7 +295,8 @@ async def test_followers_that_lost_their_leader_come_in_again_and_one_leads(bus:
 async def test_task_is_put_off_while_a_key_of_its_flight_holds_another_type(bus: Bus, key: str) -> None:
     id = await cached.asked(bus)
     await cached.entries_in(bus)
-    await spoil(bus, key)
+    await bus.commands.call("DEL", key)
+    await bus.commands.call("LPUSH", key, "not ours")
     assert await admit(bus, SHARD, LIMITS, [Arrival(id, b"1-1")]) == [f"wrongtype {key}"]
     assert await bus.commands.call("ZSCORE", SHARD.later, id) is not None
 
