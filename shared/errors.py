@@ -185,6 +185,7 @@ class RateLimited(RequestError):
 
     def __init__(self, who: str, limit: float, most: int, used: int, length_s: float, wait_ms: int) -> None:
         """`limit`: as configured; `most` of them in any span of `length_s` seconds, of which `used` are taken."""
+        self.wait_s = wait_ms / 1000
         self.retry_after_s = max(1, -(-wait_ms // 1000))
         self.most, self.used = most, used
         super().__init__(

@@ -21,7 +21,7 @@ class Pacing:
     def wait_s(self, tenant: str, rates: Rates, tokens: int, refused: RateLimited) -> float:
         """Seconds until the task may be asked for again, behind those that were refused before."""
         now_s = monotonic_s()
-        at_s = max(self._next_s.get(tenant, 0.0), now_s + (refused.retry_after_s or 1))
+        at_s = max(self._next_s.get(tenant, 0.0), now_s + refused.wait_s)
         if len(self._next_s) >= MOST:
             self._next_s = {name: next_s for name, next_s in self._next_s.items() if next_s > now_s}
         self._next_s[tenant] = at_s + cost_s(rates, tokens)

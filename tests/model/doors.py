@@ -32,9 +32,13 @@ def submit(
     return "new"
 
 
+FILLS = {Lane.INTERACTIVE: 1.0, Lane.NORMAL: 0.9, Lane.BATCH: 0.8}
+"""Share of the backlog that a lane may fill."""
+
+
 def _over_limit(shard: Shard, task: Task, queued_limit: int, batch_limit: int) -> str:
     waiting = shard.waiting
-    if sum(waiting[f"l:{lane}"] for lane in Lane) >= shard.limits.backlog:
+    if sum(waiting[f"l:{lane}"] for lane in Lane) >= shard.limits.backlog * FILLS[task.lane]:
         return "full"
     if queued_limit and waiting[f"n:{task.tenant}"] >= queued_limit:
         return "tenant_full"

@@ -47,9 +47,12 @@ local function wait_of(asked)
   return unpack(waits[who])
 end
 
+-- Share of the backlog that a lane may fill: nobody's batch shuts the door for what is more urgent.
+local FILLS = {interactive = 1, normal = 0.9, batch = 0.8}
+
 -- 'full', 'tenant_full', 'batch_full', 'late <ms>'; false: it is accepted. Leaves the predicted wait in `asked`.
 local function over_limit(asked)
-  if counted('l:interactive') + counted('l:normal') + counted('l:batch') >= backlog_limit then return 'full' end
+  if counted('l:interactive') + counted('l:normal') + counted('l:batch') >= backlog_limit * FILLS[asked.lane] then return 'full' end
   local queued, batch = tonumber(asked.queued_limit), tonumber(asked.batch_limit)
   if queued > 0 and counted('n:' .. asked.tenant) >= queued then return 'tenant_full' end
   if asked.lane == 'batch' and batch > 0 and counted('b:' .. asked.tenant) + tokens_of(asked) > batch then return 'batch_full' end

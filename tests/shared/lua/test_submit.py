@@ -25,7 +25,7 @@ async def test_new_task_is_pending_and_in_the_arrivals(bus: Bus) -> None:
     assert int(hash.pop("deadline_ms")) - int(hash.pop("created_at_ms")) == 60_000
     assert hash == {
         "state": "pending", "lane": "batch", "session": "s1", "reply_to": "orders", "epoch": "0",
-        "tenant": "default", "tokens_in": "10", "tokens_out": "0", "eta_ms": "0",
+        "tenant": "default", "tokens_in": "10", "tokens_out": "0", "eta_ms": "-1",
         "spec": made.spec.decode(), "body": made.body.decode(),
     }  # fmt: skip
     assert [fields for _, fields in await tasks.entries(bus, SHARD.arrivals)] == [{b"t": made.id.encode()}]
@@ -206,3 +206,12 @@ async def test_full_memory_refuses_submit_but_lets_what_is_there_end(bus: Bus) -
         assert await cancel(bus, SHARD, tasks.LIMITS, [waiting]) == ["cancelled"]
     finally:
         await bus.commands.call("CONFIG", "SET", "maxmemory", 0)
+
+
+async def test_batch_leaves_room_in_the_backlog_for_what_is_more_urgent(bus: Bus) -> None:
+    """One tenant's batch shut the door for everybody's questions."""
+    limited = tasks.config(backlog=10)
+    filled = [await submit(bus, SHARD, limited, [tasks.item(lane=Lane.BATCH)]) for _ in range(9)]
+    assert filled == [["new"]] * 8 + [["full"]]
+    assert await submit(bus, SHARD, limited, [tasks.item(lane=Lane.NORMAL) for _ in range(2)]) == ["new", "full"]
+    assert await submit(bus, SHARD, limited, [tasks.item(lane=Lane.INTERACTIVE) for _ in range(2)]) == ["new", "full"]
