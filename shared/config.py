@@ -166,6 +166,8 @@ def _pools(data: dict[str, Any], faults: list[str]) -> tuple[dict[str, Pool], li
         model = table.get("model") if isinstance(table, dict) else None
         if isinstance(model, str) and owners.setdefault(model, name) != name:
             faults.append(f"pools.{name}.model is {model!r}: the pool {owners[model]} serves it already")
+        if isinstance(model, str) and not model.isprintable():  # answers name it in a header
+            faults.append(f"pools.{name}.model is {model!r}: printable characters only")
     if not tables:
         return DEFAULT_POOLS, [pool.model for pool in DEFAULT_POOLS.values()]
     return pools, list(owners)

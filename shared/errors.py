@@ -83,7 +83,7 @@ class TemplateFailed(RequestError):
     code = "template_failed"
 
     def __init__(self, name: str, why: str, *, param: str = "template_id") -> None:
-        super().__init__(f"The template {name!r} cannot be filled in: {why}.", param=param)
+        super().__init__(f"The template {name!r} cannot be filled in: {why.rstrip('.')}.", param=param)
 
 
 class InvalidTaskId(RequestError):
@@ -224,8 +224,8 @@ class DeadlineTooShort(RequestError):
     def __init__(self, expires_in_s: float, wait_s: float) -> None:
         self.retry_after_s = max(1, math.ceil(wait_s - expires_in_s))
         super().__init__(
-            f"`expires_in` is {expires_in_s:g} s, but the task would be done in about {wait_s:.0f} s. Allow it more time, or "
-            "try again later.",
+            f"`expires_in` is {expires_in_s:g} s, but the task would start in about {wait_s:.0f} s. Allow it more time, or try "
+            "again later.",
             param="expires_in",
         )
 

@@ -137,15 +137,15 @@ def _check_names(data: Mapping[str, Any], faults: list[str]) -> None:
 def _check_tenants(data: Mapping[str, Any], policy: Policy, faults: list[str]) -> None:
     """A slip of the keyboard must not become a tenant without limits. A shadow that names none may have one."""
     known = _names(data, "tenants")
-    if EVERYBODY in known:
-        return
     named = {f"keys.{name}": key.tenant for name, key in policy.keys.items()}
     named |= {f"producers.{name}": producer.tenant for name, producer in policy.producers.items()}
     for name, alias in policy.aliases.items():
         if alias.shadow is not None and alias.shadow.tenant != SHADOW_TENANT:
             named[f"aliases.{name}.shadow"] = alias.shadow.tenant
     for where, tenant in named.items():
-        if tenant not in known:
+        if not NAME.fullmatch(tenant):
+            faults.append(f"{where}.tenant is {tenant!r}: a name is 1 to 128 letters, digits and the signs _ . : @ -")
+        elif EVERYBODY not in known and tenant not in known:
             faults.append(f"{where}.tenant is {tenant!r}: there is no [tenants.{tenant}]{nearest(tenant, known)}")
 
 
@@ -157,6 +157,11 @@ def _check_aliases(policy: Policy, models: Collection[str], faults: list[str]) -
             if model not in models:
                 faults.append(f"aliases.{name}.{where} is {model!r}: no pool serves it{nearest(model, list(models))}")
         variants = [target.variant or target.model for target in alias.targets]
+        for number, target in enumerate(alias.targets):
+            if not target.variant.isprintable():  # answers name it in a header
+                faults.append(
+                    f"aliases.{name}.targets[{number}].variant is {target.variant!r}: printable characters only"
+                )
         for variant in sorted({variant for variant in variants if variants.count(variant) > 1}):
             faults.append(f"aliases.{name}.targets: the variant {variant!r} is there twice; give each target its own")
         for model in sorted({model for model in alias.fallbacks if alias.fallbacks.count(model) > 1}):

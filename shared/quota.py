@@ -112,18 +112,25 @@ class Quotas:
     def __init__(self, bus: Bus, config: Config) -> None:
         self._bus, self._config = bus, config
         # Kept by whoever waits for a verdict: tenants come and go, and their number is not bounded.
-        self._taking: WeakValueDictionary[tuple[str, str, bool], Batcher[Taking, bool | RequestError]] = WeakValueDictionary()
+        self._taking: WeakValueDictionary[tuple[str, str, bool], Batcher[Taking, bool | RequestError]] = (
+            WeakValueDictionary()
+        )
         self._settling: WeakValueDictionary[str, Batcher[Settling, str]] = WeakValueDictionary()
         self._noted_s: dict[str, float] = {}
 
+    def rates(self, tenant: str, key: str) -> tuple[Rates, Rates]:
+        """Of the tenant, and of the API key."""
+        policy = self._config.policy
+        return policy.tenant(tenant), policy.keys.get(key, UNMETERED) if key else UNMETERED
+
     def limits(self, task: Task) -> bool:
         """Whether any rate holds for the task. The lane batch has an allowance of waiting tokens instead."""
-        return task.lane is not Lane.BATCH and any(rates.any for rates in self._rates(task.tenant, task.key))
+        return task.lane is not Lane.BATCH and any(rates.any for rates in self.rates(task.tenant, task.key))
 
     def check(self, task: Task, tokens: int) -> None:
         """Whether it could ever be accepted: for tasks that wait for their turn. Raises: TokensOverLimit."""
         if self.limits(task):
-            for number, rates in enumerate(self._rates(task.tenant, task.key)):
+            for number, rates in enumerate(self.rates(task.tenant, task.key)):
                 if 0 < rates.tokens_per_min < tokens:
                     raise TokensOverLimit(_who(task.tenant, task.key, number), rates.tokens_per_min, tokens)
 
@@ -154,10 +161,6 @@ class Quotas:
         await settling.add(Settling(task_id, ""))
 
     # -- parts
-
-    def _rates(self, tenant: str, key: str) -> tuple[Rates, Rates]:
-        policy = self._config.policy
-        return policy.tenant(tenant), policy.keys.get(key, UNMETERED) if key else UNMETERED
 
     async def _note(self, tenant: str) -> None:
         """Where the sweeper finds the tenant. A full Redis refuses it, and must not keep a task from draining for that."""
@@ -197,7 +200,7 @@ class Quotas:
     async def _take(
         self, tenant: str, key: str, asked_before: bool, items: Sequence[Taking]
     ) -> list[bool | RequestError]:
-        rates = self._rates(tenant, key)
+        rates = self.rates(tenant, key)
         counted = [msgspec.structs.replace(rate, requests_per_s=0.0) for rate in rates] if asked_before else rates
         verdicts = await take(self._bus, tenant, key, windows_of(*counted), items)
         return [

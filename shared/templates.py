@@ -71,11 +71,14 @@ def faults(template: Template) -> list[str]:
         where = f"messages[{number}].content"
         try:
             _environment.from_string(message.content)
-            unknown = meta.find_undeclared_variables(_environment.parse(message.content)) - {*VARIABLES}
+            tree = _environment.parse(message.content)
+            unknown = meta.find_undeclared_variables(tree) - {*VARIABLES}
         except TemplateSyntaxError as error:
             found.append(f"{where}, line {error.lineno}: {error.message}")
         else:
             found += [f"{where}: no variable `{name}`; known: {', '.join(VARIABLES)}" for name in sorted(unknown)]
+            others = tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends))
+            found += [f"{where}, line {node.lineno}: a template cannot use another one" for node in others]
     return found
 
 

@@ -1,5 +1,8 @@
 """What an answer says of who made it, in its headers."""
 
+import string
+from urllib.parse import quote
+
 from services.ingress.http import Headers
 from shared.messages import Chunks, Event, Finished, Started, Task
 from shared.record import Record
@@ -7,6 +10,8 @@ from shared.record import Record
 NAMES = ("task", "model", "variant", "worker", "attempt", "cache")
 """Each behind `x-headrace-`. Those that say nothing are left out."""
 _HEADERS = tuple(f"x-headrace-{name}".encode() for name in NAMES)
+_PLAIN = string.punctuation.replace("%", "") + " "
+"""Beside letters and digits, what stays as it is where something else has to be written in percent."""
 
 
 class Served:
@@ -49,4 +54,11 @@ class Served:
             "" if self.cache or not self.attempt else str(self.attempt),
             self.cache,
         )
-        return [(name, value.encode()) for name, value in zip(_HEADERS, values, strict=True) if value]
+        return [(name, _printable(value)) for name, value in zip(_HEADERS, values, strict=True) if value]
+
+
+def _printable(value: str) -> bytes:
+    """An invalid value would cost the client the whole answer. Models and variants are what the operator calls them."""
+    if value.isascii() and value.isprintable():
+        return value.encode()
+    return quote(value, safe=_PLAIN, errors="replace").encode()

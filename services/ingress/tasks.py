@@ -66,6 +66,8 @@ class TaskView(Struct, kw_only=True, omit_defaults=True, tag_field="object", tag
     """The attempts that have ended, in order."""
     requeued_from: str = ""
     """The dead task that this one repeats."""
+    shadow_of: str = ""
+    """The task that this one copies."""
     session: str = ""
     user: str = ""
     task_id: str = ""
@@ -212,6 +214,7 @@ class Tasks:
             crashes=record.crashes,
             history=record.history,
             requeued_from=task.requeued_from,
+            shadow_of=task.shadow_of,
             session=task.session,
             user=task.user,
             task_id=task.task_id,

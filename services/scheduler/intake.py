@@ -79,7 +79,7 @@ class Intake:
         try:
             await self._quotas.take(task, arrival.id, most)
         except RateLimited as refused:
-            wait_s = self._pacing.wait_s(task.tenant, self._config.policy.tenant(task.tenant), most, refused)
+            wait_s = self._pacing.wait_s(task.tenant, most, refused, *self._quotas.rates(task.tenant, task.key))
             return Arrival(arrival.id, arrival.entry, str(int(wait_s * 1000)))
         except TokensOverLimit:  # a reload has lowered the limit: it waits for it to come back, or for its own deadline
             return Arrival(arrival.id, arrival.entry, str(LOWERED_MS))

@@ -4,10 +4,15 @@ Asked one by one, all of them would be told the same moment, come together, and 
 of waiting tasks would keep the scheduler busy with nothing.
 """
 
+import random
+
 from shared.clock import monotonic_s
 from shared.errors import RateLimited
 from shared.policy import Rates
 
+LONGEST_S = 60.0
+"""Until a task is looked at again, at the latest: by then others may have been cancelled, or have given back most of what they
+reserved, or a reload has raised the rate. Longer leaves rates unused, shorter looks more often at tasks that cannot go."""
 MOST = 10_000
 """Tenants that are remembered; past ones are forgotten first."""
 
@@ -18,14 +23,15 @@ class Pacing:
     def __init__(self) -> None:
         self._next_s: dict[str, float] = {}
 
-    def wait_s(self, tenant: str, rates: Rates, tokens: int, refused: RateLimited) -> float:
-        """Seconds until the task may be asked for again, behind those that were refused before."""
+    def wait_s(self, tenant: str, tokens: int, refused: RateLimited, *rates: Rates) -> float:
+        """Seconds until the task may be asked for again, behind those that were refused before. `rates`: all that hold for it."""
         now_s = monotonic_s()
         at_s = max(self._next_s.get(tenant, 0.0), now_s + refused.wait_s)
         if len(self._next_s) >= MOST:
             self._next_s = {name: next_s for name, next_s in self._next_s.items() if next_s > now_s}
-        self._next_s[tenant] = at_s + cost_s(rates, tokens)
-        return at_s - now_s
+        latest_s = now_s + LONGEST_S
+        self._next_s[tenant] = min(latest_s, at_s + max(cost_s(rate, tokens) for rate in rates))
+        return at_s - now_s if at_s < latest_s else random.uniform(LONGEST_S / 2, LONGEST_S)
 
 
 def cost_s(rates: Rates, tokens: int) -> float:

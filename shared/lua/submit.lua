@@ -7,7 +7,7 @@
 --          queued limit (tasks, 0 = none), batch limit (tokens, 0 = none), metered ('1' or ''), owes ('1' or ''), cache, prefix,
 --          spec, body, pending event
 -- RETURNS  per task: 'new' | state of the task that has this id already | 'full' | 'tenant_full' | 'batch_full'
---          | 'late <done in about so many ms>' | 'wrongtype <key>'
+--          | 'late <starts in about so many ms>' | 'wrongtype <key>'
 -- INVARIANT a task's hash, its place in `in` or `later`, and its deadline are made together; a repeat makes none. A task that
 --          was cancelled before it came is made, and ends in the same step.
 local arrivals, later = KEYS[1], KEYS[2]

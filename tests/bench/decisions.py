@@ -165,11 +165,18 @@ async def filled(depth: int, tenants: int, body: bytes) -> AsyncIterator[tuple[S
 def report(at_once: int, rows: dict[tuple[int, int], Row]) -> None:
     base = next(iter(rows.values()))
     print(f"{at_once} a call: microseconds of Redis a task")
-    print("  waiting  tenants" + "".join(f"{stage:>10}" for stage in STAGES) + "       all  dispatch, of the first")
+    print(
+        "  waiting  tenants"
+        + "".join(f"{stage:>10}" for stage in STAGES)
+        + "       all  dispatch  dispatch/start, of the first"
+    )
     for (depth, tenants), row in rows.items():
         cells = "".join(f"{row.median(stage):10.1f}" for stage in STAGES)
         ratio = row.median("dispatch") / base.median("dispatch")
-        print(f"{depth:9}{tenants:9}{cells}{sum(map(row.median, STAGES)):10.1f}{ratio:24.2f}")
+        steady = (
+            ratio * base.median("start") / row.median("start")
+        )  # start looks at one task: what it varies by is the machine
+        print(f"{depth:9}{tenants:9}{cells}{sum(map(row.median, STAGES)):10.1f}{ratio:10.2f}{steady:30.2f}")
 
 
 def report_commands(rows: dict[tuple[int, int], Row]) -> None:

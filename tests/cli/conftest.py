@@ -1,10 +1,13 @@
 """The command line as a user runs it: a process, its words, its exit code."""
 
+import fcntl
 import os
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,15 +26,20 @@ class Shell:
         self._environ = {**kept, "XDG_STATE_HOME": str(folder), **environ}
 
     @contextmanager
-    def start(self, *arguments: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
-        """A process that is stopped at the end of the block, if it has not ended before."""
+    def start(self, *arguments: str, terminal: int | None = None, **environ: str) -> Iterator[subprocess.Popen[str]]:
+        """A process that is stopped at the end of the block, if it has not ended before.
+
+        `terminal`: the descriptor of one that is to be its own.
+        """
         process = subprocess.Popen(
             [sys.executable, "-m", "services.cli", *arguments],
             env=self._environ | environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if terminal is None else terminal,
             text=True,
+            start_new_session=terminal is not None,
+            preexec_fn=None if terminal is None else partial(fcntl.ioctl, 0, termios.TIOCSCTTY, 0),
         )
         with process:
             try:

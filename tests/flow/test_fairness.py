@@ -26,7 +26,7 @@ from tests.support.waiting import wait_until
 SHARD = shard_keys("smol", 0)
 SLOTS = 4
 WEIGHTS = {"gold": 3, "silver": 2, "bronze": 1}
-RUNS = ("equal", "own", "mixed", "late")
+RUNS = ("equal", "own", "mixed", "odd", "late")
 """Each run has tenants of its own, so none is charged for another one."""
 CONFIG = f"""
 [pools.smol]
@@ -40,6 +40,7 @@ faults = true
 slots = 1.0
 [tenants.capped]
 running = 2
+weight = 10.0
 [tenants.rising]
 weight = {{rising}}
 """
@@ -64,8 +65,9 @@ Ask = Mapping[str, Any]
 
 
 def ask(tenant: str, words: int, lane: Lane = Lane.NORMAL) -> Ask:
-    """A task that is answered with as many tokens as its prompt has."""
-    return {"tenant": tenant, "lane": lane, "body": chat(" ".join(["word"] * words), stream=False)}
+    """A task that is answered with as many tokens as its prompt has: a word is a token, however long it is."""
+    word = ODD_WORD if tenant == "odd.gold" else "word"
+    return {"tenant": tenant, "lane": lane, "body": chat(" ".join([word] * words), stream=False)}
 
 
 def plug(tenant: str, plugs: str) -> Ask:
@@ -154,8 +156,11 @@ SIZES: dict[str, Mapping[str, Sequence[int]]] = {
     "equal": {"gold": [40] * 210, "silver": [40] * 140, "bronze": [40] * 70},
     "own": {"gold": [300] * 70, "silver": [40] * 350, "bronze": [5] * 1400},
     "mixed": {name: [5, 40, 300] * (28 * weight) for name, weight in WEIGHTS.items()},
+    "odd": {"gold": [40] * 210, "silver": [40] * 140, "bronze": [40] * 70},
 }
 """Words of the tasks of each tenant, as many as it takes to have all of them wait for long."""
+ODD_WORD = "antidisestablishmentarianism"
+"""A prompt of them is taken for one of seven times as many tokens: only what is settled at the end is right."""
 
 
 @pytest.mark.parametrize("run", SIZES)

@@ -153,6 +153,8 @@ async def test_a_shadow_is_run_and_nobody_gets_its_answer(doors: list[httpx.Asyn
     listed = (await doors[1].get("/v1/tasks", params={"session": "s-shadow"})).json()["data"]
     assert [each["id"] for each in listed] == [task]
     assert copy not in (await doors[1].get("/v1/tasks", params={"limit": "100"})).text
+    (told,) = (await doors[1].get("/v1/tasks", headers={"x-headrace-tenant": "trial"})).json()["data"]
+    assert (told["id"], told["shadow_of"]) == (copy, task)
 
 
 async def test_an_alias_moves_under_load_and_every_call_is_answered(

@@ -48,7 +48,7 @@ def break_it(worker: Worker) -> None:
 
 async def test_a_beat_announces_the_slots_of_each_lane(bus: Bus, owner: Owner, heartbeat: Heartbeat) -> None:
     await heartbeat.beat()
-    assert await announced(bus, owner) == Slots(8, 8, 6)
+    assert await announced(bus, owner) == Slots(8, 8, 4)
 
 
 async def test_a_look_that_finds_nothing_else_sends_nothing(bus: Bus, owner: Owner, heartbeat: Heartbeat) -> None:

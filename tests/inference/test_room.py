@@ -56,7 +56,7 @@ def break_it(room: Room) -> None:
 
 
 def test_at_first_it_is_the_engines_slots_as_the_policy_shares_them(config: Config) -> None:
-    assert Room(Told(), config).slots == Slots(16, 16, 12)
+    assert Room(Told(), config).slots == Slots(16, 16, 8)
 
 
 def test_another_policy_is_in_force_at_the_next_look(config: Config) -> None:
@@ -117,7 +117,7 @@ def test_half_open_it_has_room_for_one_beside_what_is_left_from_before(remote: R
     remote.left("hangs0")
     assert remote.slots == Slots(4, 4, 2)
     assert remote.answered("probe", 200)
-    assert (remote.breaker, remote.slots) == (State.CLOSED, Slots(16, 16, 12))
+    assert (remote.breaker, remote.slots) == (State.CLOSED, Slots(16, 16, 8))
 
 
 def test_a_failed_probe_is_charged(remote: Room, clock: Clock) -> None:

@@ -1,5 +1,7 @@
 """What an answer says of who made it, in every order in which a subscription may tell."""
 
+import pytest
+
 from services.ingress.served import Served
 from shared.lifecycle import State
 from shared.messages import NULL, Chunks, Finished, Started, Task
@@ -75,3 +77,18 @@ def test_the_answer_of_another_task_names_neither_worker_nor_attempt() -> None:
 def test_the_branch_of_an_alias_is_named() -> None:
     branch = Task(route="/v1/completions", model="m", tenant="default", alias="chat", variant="canary")
     assert told(Served("t", branch))["variant"] == "canary"
+
+
+@pytest.mark.parametrize(
+    ("variant", "header"),
+    [
+        ("v2 100% (trial)", "v2 100% (trial)"),
+        ("a\r\nx-injected: b", "a%0D%0Ax-injected: b"),
+        ("\0", "%00"),
+        ("größer 50%", "gr%C3%B6%C3%9Fer 50%25"),
+    ],
+)
+def test_what_a_header_cannot_say_is_written_in_percent(variant: str, header: str) -> None:
+    """The server refuses an invalid value when the task has run: its client got an empty reply."""
+    branch = Task(route="/v1/completions", model="m\n", tenant="default", variant=variant)
+    assert told(Served("t", branch)) == {"task": "t", "model": "m%0A", "variant": header}

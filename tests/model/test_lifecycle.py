@@ -37,7 +37,7 @@ WISHES = st.builds(
     lane=st.sampled_from(Lane),
     attached=st.booleans(),
     later=st.sampled_from([False, False, False, True]),
-    owes=st.sampled_from([False, False, False, True]),
+    owes=st.booleans(),
     metered=st.booleans(),
     tokens_out=st.sampled_from([0, 100, 30_000]),
 )
@@ -45,7 +45,6 @@ SLOTS = st.builds(
     lambda *slots: Slots(*sorted(slots, reverse=True)), st.integers(1, 4), st.integers(0, 4), st.integers(0, 4)
 )
 """No more of the less urgent lanes than of all."""
-TERMS = st.tuples(st.sampled_from(sorted(TENANTS)), st.sampled_from([0.5, 1, 7]), st.integers(0, 2))
 STATES = (State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED)
 
 
@@ -137,15 +136,17 @@ class Lifecycle(RuleBasedStateMachine):
         n=FEW,
         what=st.sampled_from(["read", "admit", "admit one", "dispatch", "dispatch one", "reap", "due", "repair"]),
         quota=st.sampled_from(["", "taken", "600000"]),
+        again=st.booleans(),
     )
-    def schedule(self, n: int, what: str, quota: str) -> None:
+    def schedule(self, n: int, what: str, quota: str, again: bool) -> None:
         driver = self.driver
         read = driver.read[-1 - n % len(driver.read) :] if driver.read else []
         match what:
             case "read":
                 self.do(driver.read_arrivals())
             case "admit" | "admit one" if read:
-                self.do(driver.admit(read if what == "admit" else read[:1], quota))
+                arrivals = read if what == "admit" else read[:1]
+                self.do(driver.admit(arrivals, quota), *([driver.admit(arrivals)] if again else []))
             case "dispatch" | "dispatch one":
                 self.do(driver.dispatch(100 if what == "dispatch" else 1))
             case "reap":
@@ -159,11 +160,11 @@ class Lifecycle(RuleBasedStateMachine):
     def bring_forward(self) -> None:
         """The usual way, up to a running task, so that the rarer ways begin further on."""
         driver = self.driver
-        if len(self.live()) < 3:
-            self.submit_new()
+        if len(self.live()) < 4:
+            self.submit_new(replace(REPLIED, tenant=newest(list(TENANTS), len(self.ids))))
         if all(min(astuple(room)) <= 0 for room in rooms(self.model).values()):
             self.do(driver.join(Slots(2, 2, 2)))
-        self.do(driver.read_arrivals(), driver.admit(driver.read[-4:]), driver.dispatch(100))
+        self.do(driver.read_arrivals(), driver.admit(driver.read[-4:], "taken"), driver.dispatch(100))
         for owner in driver.owners:
             self.do(driver.take(owner))
         for run in [run for run in driver.runs if not run.attempt]:
@@ -216,9 +217,11 @@ class Lifecycle(RuleBasedStateMachine):
             for _ in range(1 + again):
                 self.do(self.driver.finish(run, first, count, state, tokens))
 
-    @rule(terms=TERMS)
-    def reload(self, terms: tuple[str, float, int]) -> None:
-        self.do(self.driver.set_terms(*terms))
+    @rule(n=FEW, weight=st.sampled_from([0.5, 1, 7]), cap=st.integers(0, 2))
+    def reload(self, n: int, weight: float, cap: int) -> None:
+        """First of a tenant that has as many as it may."""
+        tenant = newest(sorted(TENANTS, key=self.model.is_at_cap), n)
+        self.do(self.driver.set_terms(tenant, weight, cap))
 
     @rule(n=FEW, skew=SKEW, count=st.integers(0, 2), charge=st.sampled_from(CHARGES), again=st.booleans())
     def release(self, n: int, skew: int, count: int, charge: str, again: bool) -> None:

@@ -116,6 +116,7 @@ def test_model_served_twice_is_told_beside_other_faults_of_its_pools(tmp_path: P
         ('[pools.x]\nmodel = "m"\nvllm = 3', "pools.x.vllm is 3: expected a table, [pools.x.vllm]"),
         ("limits = []", "limits is []: expected a table, [limits]"),
         ("[pools.x]\nmodel = ''", "pools.x.model is ''"),
+        ('[pools.x]\nmodel = "a\\nb"', r"pools.x.model is 'a\nb': printable characters only"),
         ("x =", "is not valid TOML"),
     ],
 )

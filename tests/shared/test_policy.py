@@ -35,7 +35,7 @@ def test_lane_keeps_what_the_file_does_not_say() -> None:
     assert policy.lanes == {
         Lane.INTERACTIVE: LaneRule(share=0.7, run_s=60.0, waiting_s=120),
         Lane.NORMAL: LANES[Lane.NORMAL],
-        Lane.BATCH: LaneRule(share=0.5, slots=0.75),
+        Lane.BATCH: LaneRule(share=0.5, slots=0.5),
     }
 
 
@@ -116,7 +116,7 @@ def test_aliases_templates_and_cache_rules() -> None:
         ("[lanes.batch]\nslot = 1", "lanes.batch.slot: unknown; did you mean lanes.batch.slots?"),
         ("[lanes.batch]\nwaiting_s = 9000", "lanes.batch.waiting_s is 9000: at most 7200 (limits.waiting_s)"),
         ("[lanes.batch]\nrun_s = 601", "lanes.batch.run_s is 601.0: at most 600 (limits.run_s)"),
-        ("[lanes.normal]\nslots = 0.5", "lanes.batch.slots is 0.75: at most 0.5 (lanes.normal.slots)"),
+        ("[lanes.normal]\nslots = 0.4", "lanes.batch.slots is 0.5: at most 0.4 (lanes.normal.slots)"),
         ("tenants = []", "tenants is []: expected a table, [tenants]"),
         ("[tenants]\nann = 3", "tenants.ann is 3: expected a table, [tenants.ann]"),
         ("[tenants.ann]\nweight = inf", "tenants.ann.weight is inf: Expected `float` <= 1000000.0"),
@@ -126,6 +126,7 @@ def test_aliases_templates_and_cache_rules() -> None:
         ("[tenants.'{x}']", "tenants.'{x}': a name is"),
         ("[keys.'*']", "keys.'*': a name is"),
         ("[producers.p]\ntenant = 'ann'", "producers.p.tenant is 'ann': there is no [tenants.ann]"),
+        ("[tenants.'*']\n[producers.p]\ntenant = '*'", "producers.p.tenant is '*': a name is 1 to 128 letters"),
         ("[tenants.ann]\n[producers.p]\ntenant = 'anm'", "there is no [tenants.anm]; did you mean ann?"),
         ("[aliases.small]\ntargets = [{ model = 'large' }]", "aliases.small: a pool serves a model of that name"),
         ("[aliases.'']\ntargets = [{ model = 'large' }]", "aliases.'': a name is 1 to 200 characters"),
@@ -137,6 +138,10 @@ def test_aliases_templates_and_cache_rules() -> None:
         ("[aliases.x]\ntargets = [{ model = 'smal' }]", "aliases.x.targets[0].model is 'smal': no pool serves it; did you"),
         ("[aliases.x]\ntargets = [{ model = 'y' }]\n[aliases.y]\ntargets = [{ model = 'small' }]", "'y': no pool serves it"),
         ("[aliases.x]\ntargets = [{ model = 'small' }, { model = 'small' }]", "the variant 'small' is there twice"),
+        (
+            '[aliases.x]\ntargets = [{ model = "small", variant = "a\\r\\nb" }]',
+            r"aliases.x.targets[0].variant is 'a\r\nb': printable characters only",
+        ),
         ("[aliases.x]\ntargets = [{ model = 'small' }]\nfallbacks = ['lame']", "aliases.x.fallbacks[0] is 'lame'"),
         ("[aliases.x]\ntargets = [{ model = 'small' }]\nfallbacks = ['large', 'large']", "fallbacks: 'large' is there twice"),
         ("[aliases.x]\ntargets = [{ model = 'small' }]\nshadow = { model = 's' }", "aliases.x.shadow.model is 's'"),

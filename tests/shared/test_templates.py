@@ -75,7 +75,7 @@ def test_a_default_stands_for_what_is_missing() -> None:
         ("{{ 1 / context.n }}", {"n": 0}, "template_id", "ZeroDivisionError"),
         ("{{ context.n | round }}", {"n": "x"}, "template_id", "TypeError"),
         ("{{ context.n + 1 }}", {"n": "x"}, "template_id", "TypeError"),
-        ("{% for i in range(10 ** 9) %}{% endfor %}", {}, "template_id", "OverflowError"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", {}, "template_id", "MAX_RANGE (100000)."),
     ],
 )
 def test_a_template_that_cannot_be_filled_in_names_itself_and_what_is_wrong(
@@ -149,6 +149,9 @@ def test_a_template_tells_what_it_needs() -> None:
         ("a\n{% if %}", "messages[0].content, line 2: "),
         ("{{ city }}", "messages[0].content: no variable `city`; known: input_text, context, user"),
         ("{{ input_text | shout }}", "messages[0].content, line 1: No filter named 'shout'"),
+        ("a\n{% include 'x' %}", "messages[0].content, line 2: a template cannot use another one"),
+        ("{% import 'x' as x %}", "messages[0].content, line 1: a template cannot use another one"),
+        ("{% extends 'x' %}", "messages[0].content, line 1: a template cannot use another one"),
     ],
 )
 def test_a_template_that_can_never_be_filled_in_has_a_fault(content: str, fault: str) -> None:

@@ -42,7 +42,7 @@ class Up:
     async def run(self) -> int:
         """Raises: Failure."""
         deployment = Deployment(self._screen)
-        interrupted = _interrupted(deployment)
+        interrupted = self._interrupted(deployment)
         work = asyncio.create_task(self._work(deployment))
         try:
             ends: list[asyncio.Future[Any]] = [work, deployment.broken, interrupted]
@@ -110,18 +110,39 @@ class Up:
         print(file=out, flush=True)
         return OK
 
+    def _interrupted(self, deployment: Deployment) -> "asyncio.Future[None]":
+        """Done at the first SIGINT or SIGTERM, or when our terminal closes; a second signal kills what has not stopped.
 
-def _interrupted(deployment: Deployment) -> "asyncio.Future[None]":
-    """Done at the first SIGINT, SIGTERM or SIGHUP; the second kills what has not stopped."""
-    loop = asyncio.get_running_loop()
-    first: asyncio.Future[None] = loop.create_future()
+        Any other SIGHUP is meant for the services: they read their configuration.
+        """
+        loop, had_terminal = asyncio.get_running_loop(), has_terminal()
+        first: asyncio.Future[None] = loop.create_future()
 
-    def on_signal() -> None:
-        if first.done():
-            deployment.kill()
-        else:
-            first.set_result(None)
+        def on_signal() -> None:
+            if first.done():
+                deployment.kill()
+            else:
+                first.set_result(None)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, on_signal)
-    return first
+        def on_hangup() -> None:
+            if first.done():  # a closing terminal may say it twice
+                return
+            if had_terminal and not has_terminal():
+                first.set_result(None)
+            else:
+                self._screen.say("SIGHUP: the services read the configuration")
+                deployment.hang_up()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+        return first
+
+
+def has_terminal() -> bool:
+    """Whether there is a terminal that may close on us. The kernel takes it from us before it tells that it has closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

@@ -55,6 +55,12 @@ class Deployment:
         if not keeping.cancelled() and (fault := keeping.exception()) and not self.broken.done():
             self.broken.set_exception(fault)
 
+    def hang_up(self) -> None:
+        """Have the services read headrace.toml at once."""
+        for replica in self._replicas:
+            if replica.program.service != "redis":
+                replica.hang_up()
+
     async def stop(self) -> None:
         for service in STOP_ORDER:
             group = [replica for replica in self._replicas if replica.program.service == service]

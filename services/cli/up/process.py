@@ -97,6 +97,10 @@ class Process:
         self._forget()
         return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
+    def hang_up(self) -> None:
+        """SIGHUP, which has a service read its configuration anew."""
+        self._child.send_signal(signal.SIGHUP)
+
     async def stop(self, grace_s: float) -> None:
         """SIGTERM, and SIGKILL for what is left after `grace_s`."""
         if self._child.poll() is None:

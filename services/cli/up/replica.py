@@ -21,6 +21,7 @@ class Replica:
         """Set when it is ready for the first time."""
         self._screen = screen
         self._process: Process | None = None
+        self._is_ready = False
         self._keeping: asyncio.Task[None] | None = None
 
     def start(self) -> "asyncio.Task[None]":
@@ -36,6 +37,11 @@ class Replica:
         if self._process is not None:
             await self._process.stop(grace_s)
 
+    def hang_up(self) -> None:
+        """A process that is not ready yet may die of the signal, and reads its configuration anyway."""
+        if self._process is not None and self._is_ready:
+            self._process.hang_up()
+
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
@@ -45,10 +51,11 @@ class Replica:
         while True:
             self._process = self._spawn()
             url = await self._process.ready()
-            ready_at_s = monotonic_s()
+            self._is_ready, ready_at_s = url is not None, monotonic_s()
             if url is not None and not self.url.done():
                 self.url.set_result(url)
             how = await self._process.ended()
+            self._is_ready = False
             deaths = deaths + 1 if url is None or monotonic_s() - ready_at_s < QUICK_S else 1
             failed = failed + 1 if url is None else 0
             if not self.url.done():

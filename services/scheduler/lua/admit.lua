@@ -28,7 +28,7 @@ local function admit(id, quota)
     redis.call('ZADD', later, now_ms + AGAIN_MS, id)
     return 'wrongtype ' .. wrong
   end
-  if task.epoch ~= '0' then  -- a repeat: it was handed out before
+  if task.epoch ~= '0' or task.owes then  -- a repeat: it was handed out before, or waits for its quota
     if redis.call('SISMEMBER', running_of(task.tenant), id) == 1 then return 'handed out' end
     if redis.call('ZSCORE', later, id) then return 'later' end
   end

@@ -109,6 +109,6 @@ local function estimate(tenant, lane, rank, slots)
     local turns = rank + 1 - math.max(0, cap - running)
     if turns > 0 then wait_ms = run_ms > 0 and math.max(wait_ms, turns * run_ms / cap) or -1 end
   end
-  if wait_ms >= 0 then wait_ms = math.max(wait_ms, wait_at_own_pace(lane, tenant, rank)) end
+  if wait_ms >= 0 then wait_ms = math.max(wait_ms, wait_at_own_pace(lane, tenant, rank, waiting[own])) end
   return math.floor(before + 1e-6), wait_ms >= 0 and math.floor(wait_ms + 0.5) or -1, run_ms
 end

@@ -34,17 +34,18 @@ local function has_slots(lane)
   return (tonumber(({interactive = all, normal = normal, batch = batch})[lane]) or 0) > 0
 end
 
--- Predicted from the others that wait; those of one call wait alike. ms, -1: nobody knows. Second the mean run, ms.
+-- Predicted from the others that wait; those of one call wait alike. ms, -1: nobody knows. Rejected: to
+-- add the mean run. After a long task none with a short deadline would be let in, and so the mean would never change.
 local function wait_of(asked)
   local waiting = counted('l:interactive') + counted('l:normal') + counted('l:batch')
-  if waiting == 0 and asked.hurried == '' and has_slots(asked.lane) then return 0, 0 end
+  if waiting == 0 and asked.hurried == '' and has_slots(asked.lane) then return 0 end
   local who = asked.lane .. asked.tenant
   if not waits[who] then
     local rank = math.min(counted('n:' .. asked.tenant), counted('l:' .. asked.lane))
-    local _, wait_ms, run_ms = estimate(asked.tenant, asked.lane, rank)
-    waits[who] = {wait_ms, run_ms}
+    local _, wait_ms = estimate(asked.tenant, asked.lane, rank)
+    waits[who] = wait_ms
   end
-  return unpack(waits[who])
+  return waits[who]
 end
 
 -- Share of the backlog that a lane may fill: nobody's batch shuts the door for what is more urgent.
@@ -56,11 +57,9 @@ local function over_limit(asked)
   local queued, batch = tonumber(asked.queued_limit), tonumber(asked.batch_limit)
   if queued > 0 and counted('n:' .. asked.tenant) >= queued then return 'tenant_full' end
   if asked.lane == 'batch' and batch > 0 and counted('b:' .. asked.tenant) + tokens_of(asked) > batch then return 'batch_full' end
-  local wait_ms, run_ms = wait_of(asked)
+  local wait_ms = wait_of(asked)
   if wait_ms >= 0 then wait_ms = math.max(wait_ms, tonumber(asked.starts_ms)) end
-  if asked.hurried ~= '' and wait_ms > 0 and wait_ms + run_ms > tonumber(asked.expires_ms) then
-    return string.format('late %d', wait_ms + run_ms)
-  end
+  if asked.hurried ~= '' and wait_ms > tonumber(asked.expires_ms) then return string.format('late %d', wait_ms) end
   asked.wait_ms = wait_ms
   return false
 end

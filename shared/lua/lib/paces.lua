@@ -1,7 +1,7 @@
 -- paces: how many tasks start in a second, of a lane, and of a tenant while its backlog stands. Decayed: what is past counts less.
 -- NEEDS clock; base.
 local PACE_MS, OWN_PACE_MS = 30000, 10000
-local TELLS_MS, LONGEST_MS = 2000, 86400000
+local TELLS_MS = 2000
 
 local function decayed(rate, at_ms, tasks, over_ms)
   return (tonumber(rate) or 0) * math.exp(((tonumber(at_ms) or now_ms) - now_ms) / over_ms) + tasks * 1000 / over_ms
@@ -26,11 +26,14 @@ local function note_pace(lane, tenant, tasks)
 end
 
 -- ms until `rank` tasks of a tenant have started, as fast as its backlog gets less: others that come later go before them for
--- as long as it stands. 0: it has not stood for long enough to tell.
-local function wait_at_own_pace(lane, tenant, rank)
+-- as long as it stands. No more than thrice what all that wait in the lane take, for a tenant whose turn is rare is told little
+-- by its last ones. 0: it has not stood for long enough to tell.
+local function wait_at_own_pace(lane, tenant, rank, waiting)
   local said = redis.call('HGET', base .. 'paces', lane .. ' ' .. tenant) or ''
   local rate, at_ms, since_ms = string.match(said, '^(%S+) (%S+) (%S+)$')
   if not rate or now_ms - since_ms < TELLS_MS then return 0 end
   rate = decayed(rate, at_ms, 0, OWN_PACE_MS) / (1 - math.exp((since_ms - now_ms) / OWN_PACE_MS))
-  return rate > 0 and math.min(rank / rate * 1000, LONGEST_MS) or 0
+  local lane_rate, lane_at_ms = string.match(redis.call('HGET', base .. 'fair', 'pace:' .. lane) or '', '^(%S+) (%S+)$')
+  local longest_ms = 3000 * waiting / math.max(1e-6, decayed(lane_rate, lane_at_ms, 0, PACE_MS))
+  return rate > 0 and math.min(rank / rate * 1000, longest_ms) or 0
 end

@@ -74,3 +74,30 @@ async def test_a_program_deaf_to_sigterm_is_killed_with_its_children(tmp_path: P
     await deaf.stop(grace_s=0.01)
     child = int((tmp_path / "log").read_text())
     await wait_until(lambda: not alive(child), "the child is gone too")
+
+
+async def test_a_hangup_reaches_a_program_that_is_ready_and_no_other(tmp_path: Path) -> None:
+    """Before a service listens for it, the signal is its end."""
+    log, go = tmp_path / "log", tmp_path / "go"
+    code = (
+        "import pathlib, signal, time; print('begun', flush=True)\n"
+        f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.001)\n"
+        "signal.signal(signal.SIGHUP, lambda *_: print('told', flush=True))\n"
+        + ANNOUNCE
+        + "\nwhile True: time.sleep(60)"
+    )
+    replica = Replica(program(tmp_path, code), Screen())
+    replica.start()
+    await wait_until(lambda: log.exists() and log.read_text() == "begun\n", "it runs")
+    replica.hang_up()
+    go.touch()
+    assert await replica.url == "http://x"
+    await wait_until(lambda: told_after(replica, log), "it was told")
+    await replica.stop(grace_s=1)
+    assert log.read_text().startswith("begun\ntold\n")
+
+
+def told_after(replica: Replica, log: Path) -> bool:
+    """The URL is known a moment before the replica counts as ready, so the signal is sent until it arrives."""
+    replica.hang_up()
+    return "told" in log.read_text()

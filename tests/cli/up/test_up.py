@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from tests.support.deployment import command_line
 from tests.support.processes import alive
 from tests.support.waiting import wait_blocking
 
+SERVICES = ("ingress", "scheduler", "inference", "notifier")
 UP = ("up", "--engine", "echo", "--port", "0", "--ws-port", "0")
 
 
@@ -57,6 +59,34 @@ def test_json_is_one_line_with_the_urls_and_a_signal_stops_everything(shell: She
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=60)
         assert (process.returncode, out) == (OK, "")
+    assert shell.processes() == []
+
+
+def test_a_hangup_has_every_service_read_the_configuration_and_stops_nothing(shell: Shell) -> None:
+    file = shell.folder / "headrace.toml"
+    file.write_text("[tenants.ann]\n")
+    with shell.start(*UP, "--json", "--config", str(file), HEADRACE_LOG_LEVEL="debug") as process:
+        ready(process)
+        before = shell.processes()
+        wait_blocking(lambda: set(looks(shell)) == {1}, "each service has had its own first look")
+        process.send_signal(signal.SIGHUP)
+        wait_blocking(lambda: set(looks(shell)) == {2}, "each service has read the file again")
+        assert shell.processes() == before
+
+
+def looks(shell: Shell) -> list[int]:
+    """How often each service has read a file that changes nothing: once by itself, then only when it is told to."""
+    logs = [shell.folder / "headrace" / "log" / f"{name}.log" for name in SERVICES]
+    return [log.read_text().count("changes nothing of the policy") for log in logs]
+
+
+def test_a_terminal_that_closes_stops_everything(shell: Shell) -> None:
+    ours, terminal = pty.openpty()
+    with shell.start(*UP, "--json", terminal=terminal) as process:
+        os.close(terminal)
+        ready(process)
+        os.close(ours)
+        process.communicate(timeout=60)
     assert shell.processes() == []
 
 
