@@ -132,8 +132,11 @@ class BacklogFull(RequestError):
     status, code, type = 429, "backlog_full", "rate_limit_error"
     retry_after_s = 5
 
-    def __init__(self, pool: str, limit: int) -> None:
-        super().__init__(f"The pool {pool} has {limit} tasks waiting (limits.backlog). Try again later.")
+    def __init__(self, pool: str, lane: str, limit: int) -> None:
+        super().__init__(
+            f"The pool {pool} takes no more waiting tasks of the lane {lane} (limits.backlog is {limit}, of which normal may fill "
+            "nine tenths, batch eight). Try again later."
+        )
 
 
 class TokensOverLimit(RequestError):

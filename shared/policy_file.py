@@ -16,7 +16,7 @@ from shared.faults import nearest, read_fields, read_table, read_tables
 from shared.ids import NAME
 from shared.lifecycle import Lane
 from shared.policy import EVERYBODY, LANES, Alias, CacheRule, Key, LaneRule, Policy, Producer, Shadow, Template, Tenant
-from shared.routes import ROUTES
+from shared.routes import CHAT, ROUTES
 
 if TYPE_CHECKING:  # shared/config.py has its policy read here
     from shared.config import Limits
@@ -106,7 +106,7 @@ def _cache(data: Mapping[str, Any], limits: "Limits", faults: list[str]) -> list
     if not isinstance(given, list) or not all(isinstance(rule, dict) for rule in given):
         faults.append(f"cache is {given!r}: expected tables, [[cache]]")
         return []
-    rules, templates = [], [PLAIN_TEMPLATE, *_names(data, "templates")]
+    rules, templates = dict[int, CacheRule](), [PLAIN_TEMPLATE, *_names(data, "templates")]
     for number, table in enumerate(given):
         before = len(faults)
         values = read_fields(CacheRule, table, partial("cache[{}].{}".format, number), faults)
@@ -120,8 +120,32 @@ def _cache(data: Mapping[str, Any], limits: "Limits", faults: list[str]) -> list
         if (route := values.get("route")) and route not in ROUTES:
             faults.append(f"cache[{number}].route is {route!r}: allowed: {', '.join(ROUTES)}")
         if len(faults) == before:
-            rules.append(CacheRule(**values))
-    return rules
+            rules[number] = CacheRule(**values)
+    _check_reach(rules, faults)
+    return list(rules.values())
+
+
+def _check_reach(rules: Mapping[int, CacheRule], faults: list[str]) -> None:
+    """A rule that is never taken would be ignored without a word."""
+    for number, rule in rules.items():
+        if rule.template and rule.route not in ("", CHAT):
+            faults.append(
+                f"cache[{number}] is never taken: a template makes a chat; its route is {CHAT!r}, or left out"
+            )
+        first = next((before for before in rules if before < number and _covers(rules[before], rule)), None)
+        if first is not None:
+            faults.append(
+                f"cache[{number}] is never taken: cache[{first}] fits all that it fits; put that one behind it"
+            )
+
+
+def _covers(rule: CacheRule, other: CacheRule) -> bool:
+    route = other.route or (CHAT if other.template else "")
+    return (
+        rule.route in ("", route)
+        and rule.template in ("", other.template)
+        and (rule.when == "always" or rule.when == other.when)
+    )
 
 
 def _check_names(data: Mapping[str, Any], faults: list[str]) -> None:
@@ -130,8 +154,8 @@ def _check_names(data: Mapping[str, Any], faults: list[str]) -> None:
             if not NAME.fullmatch(name) and (table, name) != ("tenants", EVERYBODY):
                 faults.append(f"{table}.{name!r}: a name is 1 to 128 letters, digits and the signs _ . : @ -")
     for name in _names(data, "aliases"):
-        if not 1 <= len(name) <= 200:
-            faults.append(f"aliases.{name!r}: a name is 1 to 200 characters")
+        if not 1 <= len(name) <= 200 or not name.isprintable():
+            faults.append(f"aliases.{name!r}: a name is 1 to 200 characters, all of them printable")
 
 
 def _check_tenants(data: Mapping[str, Any], policy: Policy, faults: list[str]) -> None:

@@ -186,6 +186,8 @@ def on_pool(config: Config, request: Request, pool: str) -> Request:
     for way in ways(request):
         if way.pool == pool:
             return way
+    if pool not in config.pools:  # taken out of the configuration; what became of the first one can still be told
+        return request
     model = config.pools[pool].model
     alias = config.policy.aliases.get(request.task.alias)
     branch = Branch(model, variant_of(alias, model) if alias is not None else "", pool)

@@ -44,11 +44,12 @@ class Written(Struct, frozen=True):
 
 
 def write(config: Config, short: Shorthand) -> Written:
-    """Raises: InvalidRequest, TemplateNotFound, TemplateFailed."""
+    """Raises: InvalidRequest, TemplateNotFound, TemplateFailed, BodyTooLarge."""
     name = DEFAULT if short.template_id is None else short.template_id
     template = template_of(config.policy, name)
     model = short.model or (template.model if template else "") or _only_model(config)
-    messages = render(config.policy, name, Filled(short.input_text, short.context or {}, short.user_id))
+    filled = Filled(short.input_text, short.context or {}, short.user_id)
+    messages = render(config.policy, name, filled, config.limits.body_bytes)
     body: dict[str, Any] = {"model": model, "messages": messages, "stream": True}
     body["stream_options"] = {"include_usage": True}
     said = {field: getattr(short, field) for field in ("max_tokens", "temperature")}

@@ -177,7 +177,7 @@ class Submitter:
             case "new":
                 return Submitted(task_id, State.PENDING, True)
             case "full":
-                raise BacklogFull(request.pool, self._config.limits.backlog)
+                raise BacklogFull(request.pool, request.task.lane, self._config.limits.backlog)
             case "tenant_full":
                 raise TenantFull(tenant, self._config.policy.tenant(tenant).queued)
             case "batch_full":

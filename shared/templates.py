@@ -15,7 +15,7 @@ from jinja2 import Template as Compiled
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from msgspec import Struct
 
-from shared.errors import TemplateFailed, TemplateNotFound
+from shared.errors import BodyTooLarge, TemplateFailed, TemplateNotFound
 from shared.policy import Policy, Template
 
 DEFAULT = "default"
@@ -46,8 +46,8 @@ def template_of(policy: Policy, name: str) -> Template | None:
     return template
 
 
-def render(policy: Policy, name: str, filled: Filled) -> list[dict[str, str]]:
-    """The messages of a chat. Raises: TemplateNotFound, TemplateFailed."""
+def render(policy: Policy, name: str, filled: Filled, most_bytes: int) -> list[dict[str, str]]:
+    """The messages of a chat. Raises: TemplateNotFound, TemplateFailed, BodyTooLarge."""
     template = template_of(policy, name)
     if template is None:
         return [{"role": "user", "content": filled.input_text}]
@@ -55,13 +55,26 @@ def render(policy: Policy, name: str, filled: Filled) -> list[dict[str, str]]:
     messages = []
     for message, compiled in zip(template.messages, _compiled(policy, name), strict=True):
         try:
-            messages.append({"role": message.role, "content": compiled.render(values)})
+            messages.append({"role": message.role, "content": _fill(compiled, values, most_bytes)})
+        except BodyTooLarge:
+            raise
         except UndefinedError as error:
             path = _path_of(template, str(error))
             raise TemplateFailed(name, f"`{path}` is missing", param=path) from None
         except Exception as error:  # filters and operators raise anything at what a producer sent
             raise TemplateFailed(name, f"{type(error).__name__}: {error}") from error
     return messages
+
+
+def _fill(compiled: Compiled, values: dict[str, Any], most_bytes: int) -> str:
+    """Piece by piece, so that loops over what a producer sent end at the limit, not when memory does. Raises: BodyTooLarge."""
+    pieces, size = [], 0
+    for piece in compiled.generate(values):
+        size += len(piece)  # a character is a byte or more
+        if size > most_bytes:
+            raise BodyTooLarge(most_bytes)
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def faults(template: Template) -> list[str]:

@@ -48,6 +48,7 @@ local function submit(asked, key, tenant_index, session_index, bus)
   local id, starts_ms, deadline_ms = asked.id, tonumber(asked.starts_ms), now_ms + asked.expires_ms
   if cancelled then redis.call('DEL', key) end
   make(asked, key, deadline_ms)
+  if starts_ms > 0 then redis.call('HSET', key, 'place', now_ms + starts_ms) end
   remember(tenant_index, id)
   if asked.session ~= '' then
     remember(session_index, id)

@@ -24,17 +24,14 @@ from tests.support.vllm_server import MODEL
 CONFIG = f"""
 [pools.smol]
 model = "{MODEL}"
-slots = 16
-[pools.smol.vllm]
-options = {{ max-num-batched-tokens = 256 }}
 """
-"""256 tokens a step: what a prompt waits for others is bounded. docs/performance.md has the figures."""
+"""All else as it is by default: services/inference/vllm_options.py, shared/policy.py."""
 PROMPT_WORDS = (40, 180)
 ANSWER_TOKENS, BATCH_TOKENS = 32, 128
 PER_S = 1.0
 """Interactive tasks, at random times, the same in every load."""
 OUTSTANDING = 64
-"""Batch tasks that run or wait: four times the slots."""
+"""Batch tasks that run or wait: several times the slots."""
 PHASE_S, LEAD_S = 40.0, 6.0
 """A load is measured for so long, and the batch begun so much before."""
 GOAL_FIRST, GOAL_KEPT = 1.5, 0.85

@@ -242,12 +242,12 @@ async def test_an_interactive_task_overtakes_any_batch_backlog_within_the_next_s
 ) -> None:
     """Before it only starts what was handed out when it came, and what a pass under way handed out beside it."""
     plugs = await hold(bus)
-    await line_up(bus, *[ask("bulk", 40, Lane.BATCH)] * 300)
+    await line_up(bus, *[ask("bulk", 80, Lane.BATCH)] * 300)
     await pull(bus, plugs)
     for left in range(280, 80, -20):
 
         async def some_have_run(left: int = left) -> bool:
-            return await bus.zcard(SHARD.expiry) <= left
+            return bool(await bus.zcard(SHARD.expiry) <= left)
 
         await wait_until(some_have_run, f"{left} tasks are left", timeout_s=60)
         await add(bus, [ask("person", 5, Lane.INTERACTIVE)])
@@ -255,6 +255,7 @@ async def test_an_interactive_task_overtakes_any_batch_backlog_within_the_next_s
     bulk = read(crowded, "bulk")
     people = read(crowded, "person")
     assert len(people) == 10
+    assert people[0].created_ms < bulk[-1].started_ms
     overtaken = [sum(one.created_ms < batch.started_ms < one.started_ms for batch in bulk) for one in people]
     assert max(overtaken) <= 3 * SLOTS, overtaken
 

@@ -24,7 +24,7 @@ from shared.errors import (
         (BusUnavailable("submit: gone"), 503, "bus_unavailable", b"2"),
         (ConnectionLost("a read whose connection broke"), 503, "bus_unavailable", b"2"),
         (NotConfirmed("WAIT counts [0] copies"), 503, "bus_unavailable", b"2"),
-        (BacklogFull("smol", 10), 429, "backlog_full", b"5"),
+        (BacklogFull("smol", "normal", 10), 429, "backlog_full", b"5"),
         (WrongKeyType("the key x"), 500, "wrong_key_type", None),
         (ClusterRedirect("MOVED 1 h:1"), 500, "internal_error", None),
     ],

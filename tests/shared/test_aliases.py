@@ -305,3 +305,8 @@ def test_a_repeat_by_a_template_is_the_same_whatever_the_template_has_become() -
 def test_a_missing_model_is_refused_with_the_aliases_too() -> None:
     with pytest.raises(InvalidRequest, match="served here: model-a, model-b, model-c, chat"):
         post(alias("a"), input_text="x")
+
+
+def test_a_repeat_whose_pool_is_not_configured_any_more_is_the_request_itself() -> None:
+    request = ask(alias("a"))
+    assert on_pool(alias("a"), request, "gone") is request

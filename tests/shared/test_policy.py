@@ -130,6 +130,7 @@ def test_aliases_templates_and_cache_rules() -> None:
         ("[tenants.ann]\n[producers.p]\ntenant = 'anm'", "there is no [tenants.anm]; did you mean ann?"),
         ("[aliases.small]\ntargets = [{ model = 'large' }]", "aliases.small: a pool serves a model of that name"),
         ("[aliases.'']\ntargets = [{ model = 'large' }]", "aliases.'': a name is 1 to 200 characters"),
+        ('[aliases."a\\nb"]\ntargets = [{ model = "large" }]', r"aliases.'a\nb': a name is 1 to 200 characters, all of them pr"),
         ("[aliases.x]", "aliases.x.targets is missing"),
         ("[aliases.x]\ntargets = []", "aliases.x.targets is []: Expected `array` of length >= 1"),
         ("[aliases.x]\ntargets = ['small']", "aliases.x.targets is ['small']: Expected `object`, got `str`"),
@@ -167,6 +168,19 @@ def test_aliases_templates_and_cache_rules() -> None:
         ("[[cache]]\nttl_s = 3601", "cache[0].ttl_s is 3601: at most 3600 (limits.results_kept_s)"),
         ("[[cache]]\nttl_s = 1\nroute = '/v1/chat'", "cache[0].route is '/v1/chat': allowed: /v1/chat/completions, /v1/com"),
         ("[[cache]]\nttl_s = 1\nwhen = 'never'", "cache[0].when is 'never': allowed: deterministic, always"),
+        ("[[cache]]\nttl_s = 1\n[[cache]]\nttl_s = 2", "cache[1] is never taken: cache[0] fits all that it fits"),
+        (
+            "[[cache]]\nttl_s = 1\n[[cache]]\nttl_s = 0\n[[cache]]\nttl_s = 2\ntemplate = 'default'",
+            "cache[2] is never taken: cache[0] fits all that it fits; put that one behind it",
+        ),
+        (
+            "[[cache]]\nttl_s = 1\nwhen = 'always'\nroute = '/v1/chat/completions'\n[[cache]]\nttl_s = 2\ntemplate = 'default'",
+            "cache[1] is never taken",
+        ),
+        (
+            "[[cache]]\nttl_s = 1\ntemplate = 'default'\nroute = '/v1/completions'",
+            "cache[0] is never taken: a template makes a chat",
+        ),
         ("[[cache]]\nttl_s = 1\ntemplate = 'sum'", "cache[0].template is 'sum': there is no such template; known: default"),
     ],
 )  # fmt: skip
@@ -190,6 +204,13 @@ def test_any_tenant_may_be_named_where_there_is_one_for_everybody() -> None:
 
 def test_shadow_that_names_no_tenant_needs_none() -> None:
     valid("[aliases.x]\ntargets = [{ model = 'small' }]\nshadow = { model = 'large' }")
+
+
+def test_cache_rules_that_overlap_are_all_taken_for_something() -> None:
+    rules = ["when = 'deterministic'", "when = 'always'\nroute = '/v1/completions'", "when = 'always'"]
+    assert len(valid("".join(f"[[cache]]\nttl_s = 1\n{rule}\n" for rule in rules)).cache) == 3
+    narrow = "[[cache]]\nttl_s = 1\ntemplate = 'default'\n[[cache]]\nttl_s = 2\nroute = '/v1/chat/completions'\n"
+    assert len(valid(narrow + "[[cache]]\nttl_s = 3\n").cache) == 3
 
 
 def test_two_keys_may_not_be_the_same() -> None:

@@ -35,7 +35,7 @@ class Submitter:
     async def submit(self, request: Request, task_id: str) -> None:
         await self.open.wait()
         if self.refuses:
-            raise BacklogFull(request.pool, 1)
+            raise BacklogFull(request.pool, "batch", 1)
         self.taken.append((request, task_id))
 
 

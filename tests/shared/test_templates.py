@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import templates
-from shared.errors import RequestError, TemplateFailed, TemplateNotFound
+from shared.errors import BodyTooLarge, RequestError, TemplateFailed, TemplateNotFound
 from shared.policy import Message, Policy, Template
-from shared.templates import Filled, faults, known, render, variables
+from shared.templates import Filled, faults, known, variables
+
+MOST_BYTES = 100_000
 
 
 def template(*contents: str, **more: Any) -> Template:
@@ -18,6 +20,10 @@ def template(*contents: str, **more: Any) -> Template:
 
 def policy(*contents: str) -> Policy:
     return Policy(templates={"t": template(*contents)})
+
+
+def render(policy: Policy, name: str, filled: Filled) -> list[dict[str, str]]:
+    return templates.render(policy, name, filled, MOST_BYTES)
 
 
 def filled(text: str = "", user: str = "", **context: Any) -> Filled:
@@ -102,6 +108,16 @@ def test_a_template_that_cannot_be_filled_in_names_itself_and_what_is_wrong(
 def test_the_sandbox_lets_nothing_out(content: str) -> None:
     with pytest.raises(RequestError):
         said(content, rows=[])
+
+
+def test_a_template_stops_where_what_it_makes_is_larger_than_a_body_may_be() -> None:
+    """Two nested loops over a list of a producer make more than any memory holds, and nothing else runs meanwhile."""
+    nested = "{% for a in context.rows %}{% for b in context.rows %}{{ a }}{% endfor %}{% endfor %}"
+    with pytest.raises(BodyTooLarge):
+        said(nested, rows=["x" * 10] * 100_000)
+    assert said("{{ input_text }}", "x" * MOST_BYTES) == "x" * MOST_BYTES
+    with pytest.raises(BodyTooLarge):
+        said("{{ input_text }}!", "x" * MOST_BYTES)
 
 
 @pytest.mark.parametrize(

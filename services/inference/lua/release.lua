@@ -31,7 +31,7 @@ end
 
 local function give_up(task, tokens, charge, why, share, status, result, finished)
   if task.stop then
-    end_as(task, task.stop)
+    end_as(task, task.stop, tokens)
     return task.stop
   elseif charge == 'failure' then
     return fail(task, why, share, status, result, finished, tokens)

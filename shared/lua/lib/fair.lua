@@ -5,6 +5,8 @@
 -- NEEDS clock, types; base (of the shard's keys).
 local MADE_UNKNOWN = 256
 local MEAN_FOLLOWS = 0.1
+-- Tenants of which it is known what is usual; the others are taken for all. Without keys anybody may name any tenant.
+local MEANS_KEPT = 20000
 
 local function backlog_of(lane, tenant) return base .. 'backlog:' .. lane .. ':' .. tenant end
 local function running_of(tenant) return base .. 'running:' .. tenant end
@@ -116,17 +118,20 @@ local function settle(task, used, ran_ms)
   charge_back(task, (charged - used) / weight, tonumber(now) or 0)
   if not ran_ms or tonumber(used) == 0 then return end  -- it says nothing of what is usual
   local made, own, all = math.max(0, used - task.tokens_in), unpack(redis.call('HMGET', base .. 'means', task.tenant, '*'))
-  redis.call('HSET', base .. 'means', task.tenant, mean_of(own, made), '*', mean_of(all, made))
+  redis.call('HSET', base .. 'means', '*', mean_of(all, made))
+  if own or redis.call('HLEN', base .. 'means') < MEANS_KEPT then
+    redis.call('HSET', base .. 'means', task.tenant, mean_of(own, made))
+  end
 end
 
 -- Nothing waits or runs: nobody is ahead of anybody, and keys of tenants that may never come again go.
 local function forget_shares()
   local fields = {}
   for _, lane in ipairs({'interactive', 'normal', 'batch'}) do
-    redis.call('DEL', base .. 'rested:' .. lane)
+    redis.call('UNLINK', base .. 'rested:' .. lane)
     fields[#fields + 1] = 'v:' .. lane
     fields[#fields + 1] = 't:' .. lane
   end
-  redis.call('DEL', base .. 'means', base .. 'waiting', base .. 'paces')
+  redis.call('UNLINK', base .. 'means', base .. 'waiting', base .. 'paces')
   redis.call('HDEL', base .. 'fair', unpack(fields))
 end

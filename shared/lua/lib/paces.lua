@@ -4,7 +4,8 @@ local PACE_MS, OWN_PACE_MS = 30000, 10000
 local TELLS_MS = 2000
 
 local function decayed(rate, at_ms, tasks, over_ms)
-  return (tonumber(rate) or 0) * math.exp(((tonumber(at_ms) or now_ms) - now_ms) / over_ms) + tasks * 1000 / over_ms
+  local passed_ms = math.max(0, now_ms - (tonumber(at_ms) or now_ms))  -- a clock may have been set back
+  return (tonumber(rate) or 0) * math.exp(-passed_ms / over_ms) + tasks * 1000 / over_ms
 end
 
 -- `<tasks a second> <at ms>` of a lane, with so many tasks more.

@@ -11,7 +11,7 @@ local ENDS = {
 local HISTORY_BYTES = 8192
 local DEAD_KEPT = 10000
 
--- nil: there is no such task (or only the note that it was cancelled before it came).
+-- nil: there is none (or only the note that it was cancelled before it came).
 local function find(id)
   local key, partition = base .. 'task:' .. id, string.match(id, '^[^.]+%.%d+%.%d+%.(%d+)%.')
   local found = redis.pcall('HMGET', key, 'state', 'epoch', 'owner', 'worker', 'attempts', 'last', 'lane', 'session',
@@ -47,8 +47,7 @@ end
 
 -- Live and for replay under one entry id.
 local function publish(task, event, journal)
-  local entry = redis.call('XADD', task.bus, 'MINID', '~', now_ms - 120000, '*', 't', task.id, 's', task.session,
-    'e', event)
+  local entry = redis.call('XADD', task.bus, 'MINID', '~', now_ms - 120000, '*', 't', task.id, 's', task.session, 'e', event)
   if journal ~= '' then
     redis.call('XADD', task.log, entry, 'e', event, 'j', journal)
   else
@@ -106,13 +105,15 @@ local function end_task(task, state, status, result, finished, used)
   list_again(task)
 end
 
--- An end that no engine decided: one of ENDS. Whoever runs it is fenced, and will not take its own end for written.
-local function end_as(task, word)
+-- An end that no engine decided: one of ENDS. Whoever runs it is fenced, and will not take its own end for written. `tokens`: of
+-- prompt and answer, if its worker has told them. An answer that was not streamed is charged as it was estimated.
+local function end_as(task, word, tokens)
   local kind = ENDS[word]
   local error = cjson.encode({message = kind.message, type = kind.type, code = kind.code})
   local finished = string.format('{"type":"finished.v1","attempt":%d,"last":%d,"state":"%s","status":%d,"streamed":%s,' ..
     '"error":', task.attempt, task.last, kind.state, kind.status, tostring(task.last > 0)) .. error .. '}'
-  local used = task.last > 0 and task.tokens_in + task.last or 0  -- a chunk is a token or a few
+  local used = math.max(tonumber(tokens) or 0, task.last > 0 and task.tokens_in + task.last or 0)  -- a chunk is a token or a few
+  if used == 0 and task.state == 'processing' then used = math.floor(tonumber(string.match(task.charge, '^%S+')) or 0) end
   end_task(task, kind.state, kind.status, '{"error":' .. error .. '}', finished, used)
   redis.call('HDEL', task.key, 'owner')
 end

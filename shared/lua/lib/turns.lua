@@ -39,7 +39,7 @@ local function at_cap(tenant) return not tenant.running or (tenant.cap > 0 and t
 local function next_lane()
   local least, best = math.huge, nil
   for _, lane in ipairs(lanes) do
-    lane.runs = #lane.turns > 0 and freest(lane.name) ~= nil
+    lane.runs = #lane.turns > 0 and with_room[lane.name] > 0
     if lane.runs then least = math.min(least, lane.tag) end
   end
   if least == math.huge then return nil end

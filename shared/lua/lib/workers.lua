@@ -34,12 +34,23 @@ local function freest(lane, may)
   return best
 end
 
+-- Workers that have room, by lane: counted once, because it is asked before each task.
+local with_room = {interactive = 0, normal = 0, batch = 0}
+local function count_room(worker, by)
+  for lane, counted in pairs(with_room) do
+    if room(worker, lane) > 0 then with_room[lane] = counted + by end
+  end
+end
+for _, worker in ipairs(workers) do count_room(worker, 1) end
+
 -- One task more is on its way to the worker.
 local function occupy(worker, lane)
+  count_room(worker, -1)
   worker.free = worker.free - 1
   worker.got[lane] = (worker.got[lane] or 0) + 1
   if lane ~= 'interactive' then worker.normal = worker.normal - 1 end
   if lane == 'batch' then worker.batch = worker.batch - 1 end
+  count_room(worker, 1)
 end
 
 local function free_slots()
