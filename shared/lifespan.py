@@ -42,7 +42,7 @@ def main(service: str, kind: type[Settings], run: Callable[[Settings], Awaitable
     )
     if settings.die_with_parent:
         die_with_parent()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of shared/reload.py; until it listens, and in children, it kills nobody
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until shared/reload.py listens
     log.info("settings: %s", settings.describe())
     try:
         uvloop.run(_run(run, settings))

@@ -116,7 +116,7 @@ class Submitter:
         BusUnavailable.
         """
         await self._memory.check()
-        if request.task.task_id:  # stays with the pool of its key: two that send it at once could else have it made twice
+        if request.task.task_id:  # stays with its pool: two that send it at once could else have it made twice
             task_id = await self._reserve(request, task_id)
             submitted = await self.submit_as(on_pool(self._config, request, place_of(task_id).pool), task_id)
         else:

@@ -13,13 +13,15 @@ Invariants
   - At most one decrease a flight: until the tasks that ran at the last one have ended, the signals tell of what was
     already paid for. Bounded by FLIGHT_S, for one of them may run for an hour.
   - A limit that no task has come up against tells nothing, and does not grow.
-  - What is cut is what was held, not the limit, which may be far above it; and by half at most.
+  - What is cut is what was held, not the limit, which may be far above it; and by half at most. Only refusals while less
+    than half of the limit is held halve the limits themselves: they may come of anything but the tasks that ran.
 
 Rejected: halving always (the engine says how many it runs, so an overload by two of forty need not cost twenty); latency as
 the signal (a language model's latency is mostly the length of its answers); one gate on a moving figure (it overshoots, or
 shuts everybody out when the figure stands still).
 """
 
+from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
 
@@ -39,6 +41,11 @@ HIGH_KV, EASY_KV = 0.95, 0.9
 for more. Between them all stays as it is, so a steady load finds its level instead of swinging."""
 FLIGHT_S = 30.0
 """Longest flight. Shorter cuts twice for one overload; longer leaves a deep queue standing behind long answers."""
+WINDOW = 20
+"""Answers looked at for refusals, as the breaker does."""
+REFUSED_TASKS = 3
+"""Different tasks that were refused among them, so more than a tenth of the answers at any load. One or two may be refused for
+their own sake (a limit of their user's, say), and one that is tried again and again tells no more than once."""
 KEPT = 0.9
 """Of the tasks that the engine runs at a signal: their answers still grow. Less wastes room, more meets the next signal."""
 GROWTH_SHARE = 64
@@ -91,6 +98,8 @@ class Limiter:
         self._limits = [_Limit(lane, most) for lane, most in zip(Lane, ceiling, strict=True)]
         """Most urgent first."""
         self._held: dict[str, Lane] = {}
+        self._answers: deque[str] = deque(maxlen=WINDOW)
+        """Who was refused; empty: the task was done."""
         self._flight: set[str] = set()
         self._flight_over_s = 0.0
         self._stood = self._steps = self._preemptions = 0
@@ -113,6 +122,8 @@ class Limiter:
         if lane is None:
             return
         counts = well and not self.in_flight
+        if counts:
+            self._answers.append("")
         self._flight.discard(task_id)
         for limit in self._counting(lane):
             limit.held -= 1
@@ -120,8 +131,15 @@ class Limiter:
         if counts and self._easy:
             self._grow()
 
-    def refused(self) -> Decrease | None:
+    def refused(self, task_id: str) -> Decrease | None:
         """The engine has refused a task that is still held, for load. How much would do, it does not say."""
+        if self.in_flight:
+            return None
+        self._answers.append(task_id)
+        if len(set(self._answers) - {""}) < REFUSED_TASKS or len(self._held) == 1:
+            return None
+        if 2 * len(self._held) < self._limits[0].most:
+            return self._halve()
         return self._decrease(Signal.REFUSED, would_do=0)
 
     def look(self, capacity: Capacity, ceilings: Slots) -> Decrease | None:
@@ -144,6 +162,12 @@ class Limiter:
     def in_flight(self) -> bool:
         return bool(self._flight) and self._clock() < self._flight_over_s
 
+    def _halve(self) -> Decrease:
+        """All limits alike, so that those of less urgent lanes keep their share."""
+        for limit in self._limits:
+            limit.cut = max(1, limit.most // 2)
+        return self._take_off(self._limits[0].lane, Signal.REFUSED)
+
     def _decrease(self, signal: Signal, *, would_do: int) -> Decrease | None:
         if self.in_flight:
             return None
@@ -154,10 +178,15 @@ class Limiter:
             used, below = min(limit.most, used + limit.held - below), limit.held
             if used > 1:
                 limit.cut = max(used // 2, used - too_many)
-                self._restart()
-                self._flight, self._flight_over_s = set(self._held), self._clock() + FLIGHT_S
-                return Decrease(limit.lane, signal)
+                return self._take_off(limit.lane, signal)
         return None
+
+    def _take_off(self, lane: Lane, signal: Signal) -> Decrease:
+        """A flight begins; what was answered before it is paid for."""
+        self._restart()
+        self._answers.clear()
+        self._flight, self._flight_over_s = set(self._held), self._clock() + FLIGHT_S
+        return Decrease(lane, signal)
 
     def _grow(self) -> None:
         step = max(1, self._limits[0].ceiling // GROWTH_SHARE)

@@ -100,7 +100,13 @@ def ending(run: Run, conclusion: Conclusion) -> Ending:
         finish_reason=conclusion.finish_reason,
         usage=conclusion.usage,
     )
-    return Ending(*tail(run, used(run, conclusion.usage)), conclusion.state, conclusion.status, conclusion.result, encode(finished))
+    return Ending(
+        *tail(run, used(run, conclusion.usage)),
+        conclusion.state,
+        conclusion.status,
+        conclusion.result,
+        encode(finished),
+    )
 
 
 def parting(run: Run, parting: Parting) -> Release:
@@ -116,7 +122,9 @@ def setback(run: Run, conclusion: Conclusion) -> Release:
 
 def untouched(hand: Hand, published: int, parting: Parting) -> Release:
     """A task that was started and cannot even be read."""
-    return Release(hand.id, hand.epoch, hand.entry, published + 1, published, b"", b"", 0, parting.charge, parting.why, 0)
+    return Release(
+        hand.id, hand.epoch, hand.entry, published + 1, published, b"", b"", 0, parting.charge, parting.why, 0
+    )
 
 
 def tail(run: Run, tokens: int) -> tuple[str, int, bytes, int, int, bytes, bytes, int]:

@@ -71,7 +71,7 @@ class Room:
         """Take note of the engine's answer; whether its failure, if it is one, is to be charged to the task."""
         failed = status in RETRIED
         if status in REFUSALS:
-            self._note(self._limiter.refused())
+            self._note(self._limiter.refused(task_id))
         if not failed:
             self._limiter.ended(task_id, well=True)
         if self._breaker is None:

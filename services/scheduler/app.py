@@ -1,7 +1,10 @@
 """Wiring of the scheduler, top to bottom."""
 
 import asyncio
+import logging
+import random
 
+from msgspec import Struct
 from starlette.applications import Starlette
 
 from services.scheduler.doors import Doors
@@ -13,9 +16,9 @@ from services.scheduler.settings import Settings
 from services.scheduler.terms import Terms
 from shared import config, keys
 from shared.bus.client import Bus
-from shared.bus.consume import Consumer, Handler
+from shared.bus.consume import PAUSE_S, Consumer, Handler
 from shared.config import Config
-from shared.errors import ConfigError
+from shared.errors import BusError, ConfigError
 from shared.ids import new_nonce
 from shared.keys import shard_keys
 from shared.lifespan import HttpServer, announce_ready, stop_requested
@@ -23,6 +26,8 @@ from shared.periodic import Periodic
 from shared.probes import Loop, passing, probe_routes
 from shared.reload import watching
 from shared.submit import Submitter
+
+log = logging.getLogger(__name__)
 
 ARRIVALS_PER_READ = 200
 
@@ -32,9 +37,11 @@ async def run(settings: Settings) -> None:
     deployment = config.load(settings.config)
     replica = f"scheduler-{new_nonce()}"
     async with Bus(settings.redis_url, name=replica, safety=deployment) as bus:
-        shards = await register_shards(bus, deployment)
+        start = await prepared(bus, deployment, stop)
+        if start is None:
+            return
         loops: list[Loop] = []
-        for (pool, shard), partitions in shards.items():
+        for (pool, shard), partitions in start.shards.items():
             place = shard_keys(pool, shard)
             intake = Intake(bus, place, deployment)
             tidy = Housekeeping(bus, place, deployment, partitions, intake).tidy
@@ -42,12 +49,10 @@ async def run(settings: Settings) -> None:
                 consumer(bus, replica, place.arrivals, keys.SCHEDULER, intake.on_arrivals, ARRIVALS_PER_READ),
                 Periodic(f"housekeeping of {place.tag}", INTERVAL_S, tidy),
             ]
-        terms = Terms(bus, deployment, [shard_keys(*shard) for shard in shards])
-        await terms.write()
         loops += [
             Doors(bus, deployment, Submitter(bus, deployment), replica),
             Periodic("the sweep of the quotas", SWEEP_S, QuotaSweep(bus, deployment).look),
-            watching(deployment, terms.write),
+            watching(deployment, start.terms.write),
         ]
         await serve(settings, stop, loops)
 
@@ -72,10 +77,34 @@ async def serve(settings: Settings, stop: asyncio.Event, loops: list[Loop]) -> N
     await http.stop()
 
 
+class Start(Struct, frozen=True):
+    shards: dict[tuple[str, int], int]
+    """Pool and number, and partitions of it."""
+    terms: Terms
+
+
+async def prepared(bus: Bus, deployment: Config, stop: asyncio.Event) -> Start | None:
+    """What must be in Redis before a loop may run. Its errors are told and waited out, as the loops do; None: `stop` came first.
+
+    Raises: ConfigError, as register_shards.
+    """
+    while not stop.is_set():
+        try:
+            shards = await register_shards(bus, deployment)
+            terms = Terms(bus, deployment, [shard_keys(*shard) for shard in shards])
+            await terms.write()
+        except BusError as error:
+            log.warning("cannot start yet: %s", error)
+            await asyncio.sleep(random.uniform(*PAUSE_S))
+        else:
+            return Start(shards, terms)
+    return None
+
+
 async def register_shards(bus: Bus, deployment: Config) -> dict[tuple[str, int], int]:
     """Every shard that exists: those of the configuration and those that earlier ones left behind.
 
-    Raises: ConfigError if a shard exists with another number of partitions: its ids would be looked for in the wrong stream.
+    Raises: BusError; ConfigError if a shard exists with another number of partitions: its ids would be looked for in the wrong stream.
     """
     known = await bus.commands.call("HKEYS", keys.SHARDS)
     for name, pool in deployment.pools.items():

@@ -3,6 +3,7 @@
     XADD hr:requests * task '<the JSON of POST /v1/tasks>'
     XADD hr:requests * model smollm2-135m-instruct input_text 'Hello' reply_to orders
     XADD hr:requests * cancel order-17
+    XADD hr:requests * cancel order-18 tenant acme
 
 Every entry ends in one of four ways: a task, a cancelled task, a failed reply on the stream it names, or a dead letter in
 hr:refused. A faulty one never stops the others. Who pays is the door's tenant (shared/payer.py); a task that asks to wait for
@@ -42,6 +43,7 @@ from shared.payer import Payer, of_producer
 from shared.replies import send_reply
 from shared.request import Request
 from shared.submit import Submitter
+from shared.wishes import tenant_of
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ class Front:
     async def _accept(self, entry: Entry) -> str:
         payer = self._payer()
         if b"cancel" in entry.fields:
-            await self._cancel(payer, only_field(entry, "cancel"))
+            await self._cancel(payer, only_field(entry, "cancel", "tenant"), entry.fields.get(b"tenant", b""))
             return "cancel"
         asked = parse(self._config, payer, entry, self.door)
         origin = (self.door.encode(), entry.id, *entry.fields.values())
@@ -101,23 +103,27 @@ class Front:
                 raise
         return self._last_payer
 
-    async def _cancel(self, payer: Payer, named: bytes) -> None:
-        """A task of ours is known by the form of its id; any other name is a producer's own. Raises: RequestError."""
+    async def _cancel(self, payer: Payer, named: bytes, owner: bytes) -> None:
+        """A task of ours is known by the form of its id; any other name is a producer's own, and `owner`'s, if that is not empty.
+
+        Raises: RequestError.
+        """
         name = named.decode(errors="replace")
+        tenant = tenant_of(payer, owner.decode(errors="replace"))
         if is_task_id(name):
-            await self._check_owner(payer, name)
+            if payer.named or owner:
+                await self._check_owner(tenant, name)
             await self._canceller.cancel(name)
         elif name:
-            await self._canceller.cancel_key(payer.tenant, request.check_name("cancel", name))
+            await self._canceller.cancel_key(tenant, request.check_name("cancel", name))
         else:
             raise InvalidRequest("`cancel` is empty; it names a task.", param="cancel")
 
-    async def _check_owner(self, payer: Payer, task_id: str) -> None:
-        """What belongs to others does not exist for a door that belongs to a tenant. Raises: TaskNotFound."""
-        if payer.named:
-            spec = await self._bus.read("HGET", keys_of(task_id)[0].task(task_id), "spec")
-            if spec is not None and decode_task(spec).tenant != payer.tenant:
-                raise TaskNotFound(task_id)
+    async def _check_owner(self, tenant: str, task_id: str) -> None:
+        """What belongs to others does not exist for who speaks for a tenant. Raises: TaskNotFound."""
+        spec = await self._bus.read("HGET", keys_of(task_id)[0].task(task_id), "spec")
+        if spec is not None and decode_task(spec).tenant != tenant:
+            raise TaskNotFound(task_id)
 
     async def _refuse(self, entry: Entry, error: RequestError | WrongKeyType) -> BusError | None:
         body = error.body if isinstance(error, RequestError) else ErrorBody(message=str(error), type="server_error")
@@ -170,11 +176,14 @@ def is_task_id(name: str) -> bool:
     return True
 
 
-def only_field(entry: Entry, name: str) -> bytes:
-    """Raises: InvalidRequest if there is any other."""
-    others = sorted(field.decode(errors="replace") for field in entry.fields if field != name.encode())
+def only_field(entry: Entry, name: str, beside: str = "") -> bytes:
+    """Raises: InvalidRequest if there is any other, but for `beside`."""
+    others = sorted({field.decode(errors="replace") for field in entry.fields} - {name, beside})
     if others:
-        raise InvalidRequest(f"Beside `{name}` there may be no other field; found {', '.join(others)}.", param=name)
+        than = f" than `{beside}`" if beside else ""
+        raise InvalidRequest(
+            f"Beside `{name}` there may be no other field{than}; found {', '.join(others)}.", param=name
+        )
     return entry.fields[name.encode()]
 
 

@@ -14,7 +14,11 @@ OLDEST = Gauge(
 )
 ARRIVALS = Gauge("hr_arrivals_entries", "Entries of `in` that are not admitted yet", SHARD)
 WORKERS = Gauge("hr_workers", "Workers with a fresh beat", SHARD)
-SLOTS = Gauge("hr_slots", "Slots announced by workers with a fresh beat, as far as tasks of the lane may take them", (*SHARD, "lane"))
+SLOTS = Gauge(
+    "hr_slots",
+    "Slots announced by workers with a fresh beat, as far as tasks of the lane may take them",
+    (*SHARD, "lane"),
+)
 BUSY = Gauge("hr_slots_busy", "Slots of those that hold a task", SHARD)
 ADMITTED = Counter("hr_admitted_total", "Tasks put into the waiting order", SHARD)
 CACHE = Counter(

@@ -20,7 +20,9 @@ class Terms:
             known = dict(zip(flat[::2], flat[1::2], strict=True))
             changed = {tenant: terms for tenant, terms in wanted.items() if known.get(tenant) != terms}
             if changed:
-                await self._bus.commands.call("HSET", shard.tenants, *(part for item in changed.items() for part in item))
+                await self._bus.commands.call(
+                    "HSET", shard.tenants, *(part for item in changed.items() for part in item)
+                )
             if gone := known.keys() - wanted.keys():
                 await self._bus.commands.call("HDEL", shard.tenants, *gone)
 

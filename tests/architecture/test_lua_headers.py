@@ -59,7 +59,9 @@ def test_script_begins_with_its_shebang_and_a_whole_header(path: Path) -> None:
 
 
 def test_only_what_makes_new_data_is_refused_when_memory_is_full() -> None:
-    refused = {path.stem for path in lua_scripts() if not re.search("allow-oom|no-writes", path.read_text().splitlines()[0])}
+    refused = {
+        path.stem for path in lua_scripts() if not re.search("allow-oom|no-writes", path.read_text().splitlines()[0])
+    }
     assert refused == {"submit", "reserve"}
 
 

@@ -48,7 +48,7 @@ class Shell:
                 process.terminate()
 
     def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        with self.start(*arguments, **environ) as process:
+        with self.start(*arguments, terminal=None, **environ) as process:
             out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

@@ -3,12 +3,23 @@
 import random
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from services.inference.capacity import FLIGHT_S, HIGH_KV, STANDING, Decrease, Limiter, Signal, ceilings
+from services.inference.capacity import (
+    FLIGHT_S,
+    HIGH_KV,
+    REFUSED_TASKS,
+    STANDING,
+    WINDOW,
+    Decrease,
+    Limiter,
+    Signal,
+    ceilings,
+)
 from services.inference.engine import Capacity
 from services.inference.scripts import Slots
 from shared.lifecycle import Lane
@@ -45,6 +56,12 @@ class Bench:
         for id in ids or list(self.running):
             del self.running[id]
             self.limiter.ended(id, well=well)
+
+    def refuse(self, *ids: str) -> list[Decrease]:
+        """The engine refuses these tasks, and they go back."""
+        decreases = [decrease for id in ids if (decrease := self.limiter.refused(id)) is not None]
+        self.end(*ids, well=False)
+        return decreases
 
     def look(self, *, running: int = 0, waiting: int = 0, kv_use: float = 0.0, preempted: int = 0) -> Decrease | None:
         self.steps += 1
@@ -140,17 +157,70 @@ def test_one_request_may_wait_inside_the_engine() -> None:
     assert [bench.look(waiting=1) for _ in range(3 * STANDING)] == [None] * 3 * STANDING
 
 
-def test_a_refusal_halves_at_once_and_the_others_of_its_flight_do_not() -> None:
+def test_refusals_of_several_tasks_halve_and_the_others_of_their_flight_do_not() -> None:
     bench = Bench()
     ids = bench.begin(INTERACTIVE, 8)
-    assert bench.limiter.refused() == Decrease(INTERACTIVE, Signal.REFUSED)
-    for id in ids:
-        assert bench.limiter.refused() is None
-        bench.end(id, well=False)
+    assert [bench.limiter.refused(id) for id in ids] == [None, None, Decrease(INTERACTIVE, Signal.REFUSED), *[None] * 5]
+    bench.end(well=False)
     assert bench.slots.total == 4
-    bench.begin(INTERACTIVE, 4)
-    assert bench.limiter.refused() is not None
+    ids = bench.begin(INTERACTIVE, 4)
+    assert [bench.limiter.refused(id) is not None for id in ids] == [False, False, True, False]
     assert bench.slots == Slots(2, 2, 2)
+
+
+def test_a_refusal_or_two_may_be_for_the_requests_own_sake() -> None:
+    bench = Bench(Slots(256, 256, 128))
+    bench.begin(NORMAL, 2)
+    assert bench.refuse(*bench.begin(NORMAL, REFUSED_TASKS - 1)) == []
+    assert bench.slots == Slots(256, 256, 128)
+
+
+def test_one_task_that_is_refused_again_and_again_is_no_sign_of_load() -> None:
+    bench = Bench()
+    bench.begin(NORMAL, 8)
+    for _ in range(WINDOW):
+        assert bench.limiter.refused("t0") is None
+
+
+def test_refusals_that_are_rare_among_the_answers_are_no_sign_of_load() -> None:
+    bench = Bench()
+    bench.begin(NORMAL, 8)
+    for _ in range(10):
+        assert bench.refuse(*bench.begin(NORMAL, REFUSED_TASKS - 1)) == []
+        for _ in range(WINDOW):
+            bench.end(*bench.begin(NORMAL))
+    assert bench.slots == CEILINGS
+
+
+def test_refusals_of_tasks_that_run_alone_are_no_sign_of_load() -> None:
+    bench = Bench(Slots(256, 256, 128))
+    for _ in range(WINDOW):
+        assert bench.refuse(*bench.begin(NORMAL)) == []
+    assert bench.slots == Slots(256, 256, 128)
+
+
+def test_refusals_while_little_runs_halve_the_limits_not_what_runs() -> None:
+    """A limit that is not in use is not what overloads the engine."""
+    bench = Bench(Slots(256, 256, 128))
+    first = bench.begin(NORMAL, 2)
+    assert bench.refuse(*bench.begin(NORMAL, REFUSED_TASKS)) == [Decrease(INTERACTIVE, Signal.REFUSED)]
+    assert bench.slots == Slots(128, 128, 64)
+    bench.end(*first)
+    bench.begin(NORMAL, 2)
+    assert bench.refuse(*bench.begin(NORMAL, REFUSED_TASKS - 1)) == [], "what was refused before is paid for"
+    assert bench.slots == Slots(128, 128, 64)
+
+
+def test_refusals_that_go_on_come_down_to_what_runs_and_then_below_it() -> None:
+    bench, cuts = Bench(Slots(256, 256, 128)), 0
+    while len(bench.running) < 20 and bench.slots.total > 8:
+        bench.end(well=False)
+        ids = bench.begin(NORMAL, min(20, bench.slots.normal))
+        cuts += len(bench.refuse(*ids[:12]))
+        bench.clock.now_s += FLIGHT_S
+    assert bench.slots.total >= bench.slots.normal
+    assert bench.slots.normal <= 10
+    assert cuts <= 6
 
 
 def test_a_flight_ends_after_a_while_even_if_a_task_of_it_does_not() -> None:
@@ -339,7 +409,9 @@ def make(bench: Bench, move: Move) -> Decrease | None:
         case "full":
             return bench.look(kv_use=1.0)
         case "refused":
-            return bench.limiter.refused()
+            for task_id in of_lane:
+                if (decrease := bench.limiter.refused(task_id)) is not None:
+                    return decrease
         case "later":
             bench.clock.now_s += move.count
     return None
@@ -366,6 +438,10 @@ def test_whatever_happens_there_is_one_decrease_a_flight_and_the_least_urgent_pa
         before, held = bench.slots, dict(bench.running)
         decrease = make(bench, move)
         if decrease is None:
+            continue
+        if decrease.signal is Signal.REFUSED and 2 * len(held) < before.total:
+            assert bench.slots == Slots(*(max(1, most // 2) for most in msgspec.structs.astuple(before)))
+            flight, over_s = set(bench.running), bench.clock.now_s + FLIGHT_S
             continue
         assert not flight & held.keys() or bench.clock.now_s >= over_s
         flight, over_s = set(bench.running), bench.clock.now_s + FLIGHT_S

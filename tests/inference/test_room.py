@@ -3,6 +3,7 @@
 import pytest
 
 from services.inference.breaker import FAILED_TASKS, FIRST_PAUSE_S, State
+from services.inference.capacity import REFUSED_TASKS
 from services.inference.engine import Capacity
 from services.inference.engine_echo import EchoEngine
 from services.inference.room import Room
@@ -77,13 +78,23 @@ def test_what_the_engine_says_cuts_it_and_the_heartbeat_is_told(config: Config) 
     assert changes == [Slots(16, 16, 4)]
 
 
-def test_a_refusal_cuts_it_also_in_process(config: Config) -> None:
+@pytest.mark.parametrize("status", [429, 503])
+def test_refusals_cut_it_also_in_process(config: Config, status: int) -> None:
     room = Room(Told(), config)
     for task in range(8):
         room.began(f"t{task}", INTERACTIVE)
-    assert room.answered("t0", 503)
+    for task in range(REFUSED_TASKS):
+        assert room.slots.total == 16
+        assert room.answered(f"t{task}", status)
     assert room.slots.total == 4
     assert room.breaker is None
+
+
+def test_one_refusal_cuts_nothing(remote: Room) -> None:
+    for task in range(2):
+        remote.began(f"t{task}", NORMAL)
+    assert remote.answered("t0", 429)
+    assert remote.slots == Slots(16, 16, 8)
 
 
 def test_an_engine_in_this_process_has_no_breaker(config: Config) -> None:

@@ -65,8 +65,12 @@ async def test_a_cancel_that_comes_first_is_remembered(front: Front, bus: Bus) -
         ({"cancel": ""}, "`cancel` is empty"),
         ({"cancel": "a b"}, "`cancel` is 'a b'; allowed are 1 to 128"),
         ({"cancel": f"other.0.0.0.{'0' * 26}"}, "is not the id of a task"),
-        ({"cancel": "x", "input_text": "y"}, "Beside `cancel` there may be no other field; found input_text."),
-        ({"cancel": "x", "task": "{}"}, "Beside `cancel` there may be no other field; found task."),
+        ({"cancel": "x", "tenant": "a b"}, "`tenant` is 'a b'; allowed are 1 to 128"),
+        (
+            {"cancel": "x", "input_text": "y"},
+            "Beside `cancel` there may be no other field than `tenant`; found input_text.",
+        ),
+        ({"cancel": "x", "task": "{}"}, "Beside `cancel` there may be no other field than `tenant`; found task."),
     ],
 )
 async def test_a_faulty_cancel_is_refused_like_any_entry(
@@ -151,8 +155,38 @@ async def test_a_task_id_is_the_tenants_own(bus: Bus) -> None:
     await say(shop, {"input_text": "x", "task_id": "order-17"})
     await say(depot, {"input_text": "y", "task_id": "order-17"})
     await say(depot, {"cancel": "order-17"})
-    found = {task[b"tenant"]: task[b"state"] for task in [await hash_of(bus, key) for key in await task_keys(bus)]}
-    assert found == {b"acme": b"pending", b"beta": b"cancelled"}
+    assert await states_by_tenant(bus) == {b"acme": b"pending", b"beta": b"cancelled"}
+
+
+async def test_at_a_door_without_proof_a_cancel_names_the_tenant_that_its_task_named(bus: Bus) -> None:
+    front = door_of(bus, policed())
+    await say(front, {"input_text": "x", "task_id": "order-17", "tenant": "beta"})
+    await say(front, {"input_text": "y", "task_id": "order-17"})
+    await say(front, {"cancel": "order-17", "tenant": "beta"})
+    assert await states_by_tenant(bus) == {b"beta": b"cancelled", b"default": b"pending"}
+    await say(front, {"cancel": "order-17", "tenant": ""})
+    assert await states_by_tenant(bus) == {b"beta": b"cancelled", b"default": b"cancelled"}
+    assert await refusals(bus) == []
+
+
+async def test_a_cancel_at_a_door_of_its_own_may_name_only_its_own_tenant(bus: Bus) -> None:
+    front = door_of(bus, policed(producers=SHOP), "shop")
+    await say(front, {"input_text": "x", "task_id": "order-17"}, {"input_text": "y", "task_id": "order-18"})
+    await say(front, {"cancel": "order-17", "tenant": "beta"})
+    assert "beta" in (await refusals(bus))[0]
+    assert await states(bus) == ["pending", "pending"]
+    await say(front, {"cancel": "order-17", "tenant": "acme"})
+    assert await states(bus) == ["cancelled", "pending"]
+    assert len(await refusals(bus)) == 1
+
+
+async def test_a_cancel_by_our_id_that_names_a_tenant_reaches_only_its_tasks(front: Front, bus: Bus) -> None:
+    task = await tasks.admitted(bus, tenant="beta")
+    await say(front, {"cancel": task, "tenant": "acme"})
+    assert "does not exist" in (await refusals(bus))[0]
+    assert (await tasks.fields(bus, task))["state"] == "pending"
+    await say(front, {"cancel": task, "tenant": "beta"})
+    assert (await tasks.fields(bus, task))["state"] == "cancelled"
 
 
 async def test_tasks_of_others_cannot_be_cancelled(bus: Bus) -> None:
@@ -190,6 +224,10 @@ async def test_the_same_entry_on_two_doors_is_two_tasks(bus: Bus) -> None:
 
 async def task_keys(bus: Bus) -> list[bytes]:
     return list(await bus.commands.call("KEYS", tasks.SHARD.task("*")))
+
+
+async def states_by_tenant(bus: Bus) -> dict[bytes, bytes]:
+    return {task[b"tenant"]: task[b"state"] for task in [await hash_of(bus, key) for key in await task_keys(bus)]}
 
 
 async def hash_of(bus: Bus, key: bytes) -> dict[bytes, bytes]:

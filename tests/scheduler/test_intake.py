@@ -8,6 +8,7 @@ from shared.bus.client import Bus
 from shared.bus.consume import Entry
 from shared.config import Config
 from shared.keys import quota
+from shared.lifecycle import Lane
 from shared.policy import Live, Policy, Tenant
 from tests.support import tasks
 from tests.support.tasks import CONFIG, SHARD
@@ -30,7 +31,7 @@ async def owing(bus: Bus) -> str:
 
 async def waits(bus: Bus, id: str) -> list[bool]:
     """In the waiting order; for its time."""
-    backlog = SHARD.backlog(tasks.Lane.NORMAL, "acme")
+    backlog = SHARD.backlog(Lane.NORMAL, "acme")
     scores = [await bus.commands.call("ZSCORE", key, id) for key in (backlog, SHARD.later)]
     return [score is not None for score in scores]
 
@@ -55,7 +56,7 @@ async def test_task_that_a_reload_made_larger_than_its_limit_is_put_off_and_stop
     large, other = await owing(bus), await tasks.submitted(bus, tenant="other")
     await arrive(bus, limited(150))
     assert await waits(bus, large) == [False, True]
-    assert await bus.commands.call("ZCARD", SHARD.backlog(tasks.Lane.NORMAL, "other")) == 1
+    assert await bus.commands.call("ZCARD", SHARD.backlog(Lane.NORMAL, "other")) == 1
     assert await bus.commands.call("HGET", SHARD.task(other), "state") == b"pending"
 
 
@@ -66,7 +67,7 @@ async def test_quota_key_of_another_type_puts_off_its_tenants_task_and_stops_nob
     await arrive(bus, limited(1000))
     assert await waits(bus, broken) == [False, True]
     assert await bus.commands.call("HGET", SHARD.task(other), "state") == b"pending"
-    assert await bus.commands.call("ZCARD", SHARD.backlog(tasks.Lane.NORMAL, "other")) == 1
+    assert await bus.commands.call("ZCARD", SHARD.backlog(Lane.NORMAL, "other")) == 1
 
 
 async def test_task_that_expired_while_it_owed_is_cleared(bus: Bus) -> None:

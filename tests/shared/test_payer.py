@@ -88,7 +88,7 @@ def test_only_addresses_of_this_machine_are_loopback(host: str, loopback: bool) 
 
 
 def test_a_door_that_others_reach_needs_keys_or_a_word_that_it_needs_none() -> None:
-    with pytest.raises(ConfigError, match="headrace keys new.*keys_required = false"):
+    with pytest.raises(ConfigError, match=r"headrace keys new.*keys_required = false"):
         check_door(Policy(), "0.0.0.0")
     with pytest.raises(ConfigError, match="keys_required is true"):
         check_door(Policy(keys_required=True), "127.0.0.1")

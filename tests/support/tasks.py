@@ -19,6 +19,8 @@ MODEL = "echo-1"
 CONFIG = Config(pools={"smol": Pool(model=MODEL, engine="echo")})
 PLACE = Place("smol", 0, 0, 0)
 SHARD = shard_keys("smol", 0)
+ORDER = (*SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held)
+"""Keys of the waiting order that a shard has once."""
 BACKLOGS = tuple(SHARD.backlog(lane, "default") for lane in Lane)
 BODY = b'{"model":"echo-1","messages":[]}'
 LIMITS = Limits(results_kept_s=600, log_kept_s=60)

@@ -1,6 +1,9 @@
 """A program kept running: started again when it dies, given up when it keeps dying."""
 
 import asyncio
+from urllib.parse import urlsplit
+
+import msgspec
 
 from services.cli.failure import Failure
 from services.cli.up.process import Process, Program
@@ -48,12 +51,14 @@ class Replica:
 
     async def _keep(self) -> None:
         deaths = failed = 0
+        program = self.program
         while True:
-            self._process = self._spawn()
+            self._process = self._spawn(program)
             url = await self._process.ready()
             self._is_ready, ready_at_s = url is not None, monotonic_s()
             if url is not None and not self.url.done():
                 self.url.set_result(url)
+            program = on_port_of(url, self.program) if url else self.program
             how = await self._process.ended()
             self._is_ready = False
             deaths = deaths + 1 if url is None or monotonic_s() - ready_at_s < QUICK_S else 1
@@ -66,9 +71,9 @@ class Replica:
             self._screen.say(f"{self.program.name} ended ({how}); starting it again in {pause_s:g} s")
             await asyncio.sleep(pause_s)
 
-    def _spawn(self) -> Process:
+    def _spawn(self, program: Program) -> Process:
         try:
-            return Process(self.program)
+            return Process(program)
         except OSError as error:
             raise Failure(f"{self.program.argv[0]} cannot be started: {error.strerror}") from None
 
@@ -76,3 +81,12 @@ class Replica:
         last = self._process.last_lines() if self._process is not None else ""
         remedy = f"The lines above are the end of {self.program.log}; mend what they tell, then start again."
         return Failure(f"{what}:\n{last}\n{remedy}")
+
+
+def on_port_of(url: str, program: Program) -> Program:
+    """The program as it is started again: others know where it was. If it does not start so, the port has been taken since."""
+    port = urlsplit(url).port
+    if port is None:
+        return program
+    environ = {**program.environ, f"HEADRACE_{program.service.upper()}_PORT": str(port)}
+    return msgspec.structs.replace(program, environ=environ)

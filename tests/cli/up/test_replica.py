@@ -27,6 +27,22 @@ def program(folder: Path, code: str) -> Program:
     return Program(service="ingress", name="ingress", argv=argv, environ={}, log=folder / "log")
 
 
+async def test_a_program_is_started_again_on_the_port_it_had_unless_it_does_not_start_so(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib; port = os.environ.get('HEADRACE_INGRESS_PORT', '0'); print(port, flush=True)\n"
+        f"runs = len(pathlib.Path({str(tmp_path / 'log')!r}).read_text().split())\n"
+        "if runs == 3: raise SystemExit()\n"
+        "os.write(int(os.environ['HEADRACE_READY_FD']), b'{\"url\": \"http://127.0.0.1:%d\"}\\n' % (int(port) or 4710 + runs))"
+    )
+    dying = Replica(program(tmp_path, code), Screen())
+    dying.start()
+    await wait_until(
+        lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text().count("\n") > 5, "it ran often"
+    )
+    await dying.stop(grace_s=1)
+    assert (tmp_path / "log").read_text().split()[:6] == ["0", "4711", "4711", "0", "4714", "4714"]
+
+
 async def test_a_program_that_does_not_start_any_more_is_given_up_with_its_last_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

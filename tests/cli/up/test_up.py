@@ -6,7 +6,9 @@ import pty
 import signal
 import socket
 import subprocess
+from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -21,11 +23,11 @@ SERVICES = ("ingress", "scheduler", "inference", "notifier")
 UP = ("up", "--engine", "echo", "--port", "0", "--ws-port", "0")
 
 
-def ready(process: subprocess.Popen[str]) -> dict[str, str]:
+def ready(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line, process.stderr.read() if process.stderr else ""
-    urls: dict[str, str] = json.loads(line)
+    urls: dict[str, Any] = json.loads(line)
     return urls
 
 
@@ -99,11 +101,16 @@ def test_a_killed_supervisor_leaves_no_process(shell: Shell) -> None:
 
 def test_a_service_that_dies_is_started_again_on_its_port(shell: Shell) -> None:
     with shell.start(*UP, "--json") as process:
-        urls = ready(process)
-        victim = service(shell, "ingress")
-        os.kill(victim, signal.SIGKILL)
-        wait_blocking(lambda: not alive(victim), "ingress has died")
-        wait_blocking(lambda: answers(urls["http"]), "ingress is back", timeout_s=30)
+        told = ready(process)
+        for name in ("ingress", "scheduler"):
+            (url,) = told["replicas"][name]
+            kill(service(shell, name))
+            wait_blocking(partial(answers, url), f"{name} is back", timeout_s=30)
+
+
+def kill(victim: int) -> None:
+    os.kill(victim, signal.SIGKILL)
+    wait_blocking(lambda: not alive(victim), "it has died")
 
 
 def test_tasks_are_kept_over_a_restart(shell: Shell) -> None:

@@ -220,7 +220,7 @@ async def test_spoiled_log_is_named_and_the_others_are_given_up(bus: Bus) -> Non
 
 @pytest.mark.keeps_keys
 @pytest.mark.parametrize(
-    "key", [SHARD.work("w1"), SHARD.arrivals, SHARD.leases, SHARD.later, SHARD.dead, *SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held, tasks.BACKLOGS[1]]
+    "key", [SHARD.work("w1"), SHARD.arrivals, SHARD.leases, SHARD.later, SHARD.dead, *tasks.ORDER, tasks.BACKLOGS[1]]
 )
 async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str) -> None:
     owner = await tasks.worker(bus)

@@ -165,7 +165,7 @@ async def test_stopped_task_that_cannot_be_told_of_is_left_to_its_lease_and_the_
     "key",
     [
         *(SHARD.work("w1"), SHARD.workers, SHARD.suspects, SHARD.leases, SHARD.arrivals),
-        *(*SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held),
+        *tasks.ORDER,
         *(SHARD.expiry, SHARD.attached, SHARD.later, SHARD.dead),
     ],
 )

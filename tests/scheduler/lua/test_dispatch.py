@@ -186,7 +186,7 @@ async def test_waiting_id_without_a_pending_task_is_dropped_and_takes_no_slot(bu
 
 
 @pytest.mark.keeps_keys
-@pytest.mark.parametrize("key", [SHARD.workers, SHARD.suspects, SHARD.later, *SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held, SHARD.work("w1")])
+@pytest.mark.parametrize("key", [SHARD.workers, SHARD.suspects, SHARD.later, *tasks.ORDER, SHARD.work("w1")])
 async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str) -> None:
     await tasks.worker(bus)
     for lane in Lane:

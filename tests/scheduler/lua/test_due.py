@@ -165,9 +165,7 @@ async def test_task_with_a_spoiled_log_waits_and_the_others_end(bus: Bus) -> Non
 
 
 @pytest.mark.keeps_keys
-@pytest.mark.parametrize(
-    "key", [SHARD.expiry, SHARD.attached, SHARD.later, SHARD.leases, SHARD.arrivals, *SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held]
-)
+@pytest.mark.parametrize("key", [SHARD.expiry, SHARD.attached, SHARD.later, SHARD.leases, SHARD.arrivals, *tasks.ORDER])
 async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str) -> None:
     await lapse(bus, SHARD.expiry, await tasks.admitted(bus))
     await lapse(bus, SHARD.later, await later(bus))

@@ -239,7 +239,7 @@ async def test_task_that_cannot_be_told_of_keeps_its_lease_until_it_can(bus: Bus
     "key",
     [
         *(SHARD.leases, SHARD.workers, SHARD.suspects, SHARD.arrivals),
-        *(*SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held),
+        *tasks.ORDER,
         *(SHARD.expiry, SHARD.attached, SHARD.later, SHARD.dead),
     ],
 )

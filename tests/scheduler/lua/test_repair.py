@@ -101,7 +101,7 @@ async def test_spoiled_task_leaves_the_index_and_the_others_are_repaired(bus: Bu
 
 
 @pytest.mark.keeps_keys
-@pytest.mark.parametrize("key", [SHARD.expiry, SHARD.leases, SHARD.later, *SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held])
+@pytest.mark.parametrize("key", [SHARD.expiry, SHARD.leases, SHARD.later, *tasks.ORDER])
 async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str) -> None:
     id = await tasks.admitted(bus)
     await bus.commands.call("ZREM", tasks.BACKLOGS[1], id)

@@ -143,7 +143,17 @@ async def test_spoiled_task_is_named_and_the_others_are_cancelled(bus: Bus) -> N
 
 @pytest.mark.keeps_keys
 @pytest.mark.parametrize(
-    "key", [SHARD.leases, SHARD.expiry, SHARD.attached, SHARD.later, *SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held, tasks.BACKLOGS[1], SHARD.outbox, SHARD.bus(0)]
+    "key",
+    [
+        SHARD.leases,
+        SHARD.expiry,
+        SHARD.attached,
+        SHARD.later,
+        *tasks.ORDER,
+        tasks.BACKLOGS[1],
+        SHARD.outbox,
+        SHARD.bus(0),
+    ],
 )
 async def test_wrong_type_is_named_and_nothing_is_written(bus: Bus, key: str) -> None:
     id = await tasks.admitted(bus, reply_to="orders")

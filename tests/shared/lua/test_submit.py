@@ -160,7 +160,7 @@ async def test_only_a_task_of_a_session_is_announced_on_the_bus(bus: Bus) -> Non
     "key",
     [
         *(SHARD.arrivals, SHARD.expiry, SHARD.attached),
-        *(*SHARD.turns, *SHARD.rested, SHARD.waiting, SHARD.fair, SHARD.means, SHARD.held),
+        *tasks.ORDER,
         *(SHARD.tenant("default"), SHARD.session("s1"), SHARD.bus(0), SHARD.outbox),
     ],
 )
