@@ -13,8 +13,8 @@ Invariants
   - At most one decrease a flight: until the tasks that ran at the last one have ended, the signals tell of what was
     already paid for. Bounded by FLIGHT_S, for one of them may run for an hour.
   - A limit that no task has come up against tells nothing, and does not grow.
-  - What is cut is what was held, not the limit, which may be far above it; and by half at most. Only refusals while less
-    than half of the limit is held halve the limits themselves: they may come of anything but the tasks that ran.
+  - What is cut is what was held, not the limit, which may be far above it; and by half at most.
+  - A limit of which less than half is held is not what overloads the engine: refusals then halve the limits, not what is held.
 
 Rejected: halving always (the engine says how many it runs, so an overload by two of forty need not cost twenty); latency as
 the signal (a language model's latency is mostly the length of its answers); one gate on a moving figure (it overshoots, or
@@ -26,6 +26,7 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from services.inference.engine import Capacity
 from services.inference.scripts import Slots
@@ -136,10 +137,8 @@ class Limiter:
         if self.in_flight:
             return None
         self._answers.append(task_id)
-        if len(set(self._answers) - {""}) < REFUSED_TASKS or len(self._held) == 1:
+        if len(set(self._answers) - {""}) < REFUSED_TASKS:
             return None
-        if 2 * len(self._held) < self._limits[0].most:
-            return self._halve()
         return self._decrease(Signal.REFUSED, would_do=0)
 
     def look(self, capacity: Capacity, ceilings: Slots) -> Decrease | None:
@@ -162,31 +161,29 @@ class Limiter:
     def in_flight(self) -> bool:
         return bool(self._flight) and self._clock() < self._flight_over_s
 
-    def _halve(self) -> Decrease:
-        """All limits alike, so that those of less urgent lanes keep their share."""
-        for limit in self._limits:
-            limit.cut = max(1, limit.most // 2)
-        return self._take_off(self._limits[0].lane, Signal.REFUSED)
-
     def _decrease(self, signal: Signal, *, would_do: int) -> Decrease | None:
         if self.in_flight:
             return None
         too_many = max(1, len(self._held) - would_do)
         used = below = 0
-        for limit in reversed(self._limits):
+        for limit, most in zip(reversed(self._limits), reversed(astuple(self.slots)), strict=True):
             # What less urgent lanes still hold over their own limit is on its way out already.
             used, below = min(limit.most, used + limit.held - below), limit.held
             if used > 1:
-                limit.cut = max(used // 2, used - too_many)
-                return self._take_off(limit.lane, signal)
+                if signal is Signal.REFUSED and 2 * used < most:
+                    self._halve()
+                else:
+                    limit.cut = max(used // 2, used - too_many)
+                self._restart()
+                self._answers.clear()
+                self._flight, self._flight_over_s = set(self._held), self._clock() + FLIGHT_S
+                return Decrease(limit.lane, signal)
         return None
 
-    def _take_off(self, lane: Lane, signal: Signal) -> Decrease:
-        """A flight begins; what was answered before it is paid for."""
-        self._restart()
-        self._answers.clear()
-        self._flight, self._flight_over_s = set(self._held), self._clock() + FLIGHT_S
-        return Decrease(lane, signal)
+    def _halve(self) -> None:
+        """All limits alike, so that what less urgent lanes leave to the others stays in proportion."""
+        for limit in self._limits:
+            limit.cut = max(1, limit.most // 2)
 
     def _grow(self) -> None:
         step = max(1, self._limits[0].ceiling // GROWTH_SHARE)

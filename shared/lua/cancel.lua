@@ -8,7 +8,7 @@
 local tasks = KEYS
 local base, kept_ms, log_kept_ms, note_kept_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
--- USES clock, types, shard, fair, flight, task
+-- USES clock, types, shard, terms, fair, flight, task
 
 local function cancel(key, id)
   local kind = redis.call('TYPE', key).ok

@@ -11,7 +11,7 @@
 local workers, later = KEYS[1], KEYS[2]
 local base, too_old_ms = ARGV[1], tonumber(ARGV[2])
 
--- USES clock, flow, paces, eta
+-- USES clock, terms, flow, paces, eta
 
 -- As announced by live workers; a dispatch may have seen others.
 local function slots_alive()
@@ -27,8 +27,7 @@ local slots = slots_alive()
 local no_worker = string.match(slots, '^0 ') ~= nil
 
 local function is_at_cap(tenant)
-  local said = redis.call('HGET', base .. 'tenants', tenant) or redis.call('HGET', base .. 'tenants', '*') or ''
-  local cap = tonumber(string.match(said, '(%d+)$')) or 0
+  local _, cap = terms_of(tenant)
   return cap > 0 and redis.call('SCARD', base .. 'running:' .. tenant) >= cap
 end
 

@@ -14,7 +14,7 @@ local arrivals, later = KEYS[1], KEYS[2]
 local base, kept_ms, log_kept_ms = ARGV[1], ARGV[2], ARGV[3]
 local backlog_limit, index_length, attached_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 
--- USES clock, types, shard, fair, flight, task, flow, paces, eta, limits, lists
+-- USES clock, types, shard, terms, fair, flight, task, flow, paces, eta, limits, lists
 
 local NAMES = {'id', 'lane', 'tenant', 'session', 'reply_to', 'attached', 'expires_ms', 'hurried', 'starts_ms', 'tokens_in',
   'tokens_out', 'queued_limit', 'batch_limit', 'metered', 'owes', 'cache', 'prefix', 'spec', 'body', 'pending'}

@@ -3,11 +3,11 @@
 import random
 from collections.abc import Callable
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from services.inference.capacity import (
     FLIGHT_S,
@@ -203,7 +203,7 @@ def test_refusals_while_little_runs_halve_the_limits_not_what_runs() -> None:
     """A limit that is not in use is not what overloads the engine."""
     bench = Bench(Slots(256, 256, 128))
     first = bench.begin(NORMAL, 2)
-    assert bench.refuse(*bench.begin(NORMAL, REFUSED_TASKS)) == [Decrease(INTERACTIVE, Signal.REFUSED)]
+    assert bench.refuse(*bench.begin(NORMAL, REFUSED_TASKS)) == [Decrease(NORMAL, Signal.REFUSED)]
     assert bench.slots == Slots(128, 128, 64)
     bench.end(*first)
     bench.begin(NORMAL, 2)
@@ -212,15 +212,23 @@ def test_refusals_while_little_runs_halve_the_limits_not_what_runs() -> None:
 
 
 def test_refusals_that_go_on_come_down_to_what_runs_and_then_below_it() -> None:
-    bench, cuts = Bench(Slots(256, 256, 128)), 0
-    while len(bench.running) < 20 and bench.slots.total > 8:
-        bench.end(well=False)
+    bench = Bench(Slots(256, 256, 128))
+    cut = [bench.slots]
+    for _ in range(6):
         ids = bench.begin(NORMAL, min(20, bench.slots.normal))
-        cuts += len(bench.refuse(*ids[:12]))
-        bench.clock.now_s += FLIGHT_S
-    assert bench.slots.total >= bench.slots.normal
-    assert bench.slots.normal <= 10
-    assert cuts <= 6
+        assert len(bench.refuse(*ids[: len(ids) - 1])) == 1
+        bench.end(well=False)
+        cut.append(bench.slots)
+    assert [slots.normal for slots in cut] == [256, 128, 64, 32, 10, 5, 2]
+    assert [slots.total for slots in cut] == [256, 128, 64, 32, 32, 32, 32]
+
+
+def test_refusals_do_not_cut_a_limit_to_what_a_lane_holds_that_has_little_to_do() -> None:
+    bench = Bench(Slots(256, 256, 128))
+    bench.begin(BATCH, 2)
+    bench.begin(NORMAL, 200)
+    assert bench.refuse(*bench.begin(NORMAL, REFUSED_TASKS)) == [Decrease(BATCH, Signal.REFUSED)]
+    assert bench.slots == Slots(128, 128, 64)
 
 
 def test_a_flight_ends_after_a_while_even_if_a_task_of_it_does_not() -> None:
@@ -439,8 +447,8 @@ def test_whatever_happens_there_is_one_decrease_a_flight_and_the_least_urgent_pa
         decrease = make(bench, move)
         if decrease is None:
             continue
-        if decrease.signal is Signal.REFUSED and 2 * len(held) < before.total:
-            assert bench.slots == Slots(*(max(1, most // 2) for most in msgspec.structs.astuple(before)))
+        halved = Slots(*(max(1, most // 2) for most in astuple(before)))
+        if decrease.signal is Signal.REFUSED and bench.slots == halved:
             flight, over_s = set(bench.running), bench.clock.now_s + FLIGHT_S
             continue
         assert not flight & held.keys() or bench.clock.now_s >= over_s
@@ -450,6 +458,16 @@ def test_whatever_happens_there_is_one_decrease_a_flight_and_the_least_urgent_pa
         after = dict(zip(Lane, (bench.slots.total, bench.slots.normal, bench.slots.batch), strict=True))
         in_reach = [lane for lane in held.values() if lane.priority >= decrease.lane.priority]
         assert 1 <= after[decrease.lane] < len(in_reach)
+
+
+@given(st.lists(MOVES, max_size=80), st.integers(1, 300))
+def test_whatever_happens_refusals_leave_a_quarter_of_each_limit(moves: list[Move], slots: int) -> None:
+    bench = Bench(Slots(slots, slots, max(1, slots // 2)))
+    for move in moves:
+        before = bench.slots
+        decrease = make(bench, move)
+        if decrease is not None and decrease.signal is Signal.REFUSED:
+            assert all(after >= most // 4 for after, most in zip(astuple(bench.slots), astuple(before), strict=True))
 
 
 class Engine:

@@ -8,7 +8,7 @@
 local work, arrivals, lanes = KEYS[1], KEYS[2], {KEYS[3], KEYS[4], KEYS[5]}
 local base, kept_ms, log_kept_ms, nonce = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
--- USES clock, types, shard, fair, flight, task, entries, tail
+-- USES clock, types, shard, terms, fair, flight, task, entries, tail
 
 local function finish(key, id, epoch, entry, first, last, chunks, journal, tokens, state, status, result, finished)
   local task = find(id)

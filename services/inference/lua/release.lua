@@ -13,7 +13,7 @@ local base, kept_ms, log_kept_ms, nonce = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local failure_limit, crash_limit = tonumber(ARGV[5]), tonumber(ARGV[6])
 local first_pause_ms, longest_pause_ms = tonumber(ARGV[7]), tonumber(ARGV[8])
 
--- USES clock, types, shard, fair, flight, task, entries, tail
+-- USES clock, types, shard, terms, fair, flight, task, entries, tail
 
 local function fail(task, why, share, status, result, finished, tokens)
   task.failures = task.failures + 1

@@ -11,7 +11,7 @@ local work, workers, suspects, arrivals = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local base, kept_ms, log_kept_ms = ARGV[1], ARGV[2], ARGV[3]
 local worker, nonce, most, running = ARGV[4], ARGV[5], ARGV[6], ARGV[7] == '1'
 
--- USES clock, types, shard, fair, flight, task, entries
+-- USES clock, types, shard, terms, fair, flight, task, entries
 
 check_shard()
 redis.call('XLEN', work)

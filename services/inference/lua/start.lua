@@ -12,7 +12,7 @@ local leases, work = KEYS[1], KEYS[2]
 local base, kept_ms, log_kept_ms = ARGV[1], ARGV[2], ARGV[3]
 local worker, nonce, lease_ms = ARGV[4], ARGV[5], tonumber(ARGV[6])
 
--- USES clock, types, shard, fair, flight, task, entries
+-- USES clock, types, shard, terms, fair, flight, task, entries
 
 local function stale(entry)
   clear(work, entry)

@@ -10,7 +10,7 @@
 local arrivals, later = KEYS[1], KEYS[2]
 local base, kept_ms, log_kept_ms = ARGV[1], ARGV[2], ARGV[3]
 
--- USES clock, types, shard, fair, flight, task, cache, groups
+-- USES clock, types, shard, terms, fair, flight, task, cache, groups
 
 local AGAIN_MS = 10000
 

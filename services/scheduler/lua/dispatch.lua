@@ -12,7 +12,7 @@ local workers_key, suspects, later = KEYS[1], KEYS[2], KEYS[3]
 local base, most, too_old_ms, suspect_at = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local warm_below, warm_ms, shares = tonumber(ARGV[5]), ARGV[6], {ARGV[7], ARGV[8], ARGV[9]}
 
--- USES clock, types, fair, workers, paces, heap, turns, shard
+-- USES clock, types, terms, fair, workers, paces, heap, turns, shard
 
 local PUT_ASIDE_MS = 500
 

@@ -9,7 +9,7 @@
 local expiry, attached, later = KEYS[1], KEYS[2], KEYS[3]
 local base, kept_ms, log_kept_ms, most, waiters = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] ~= '0'
 
--- USES clock, types, shard, fair, flight, task
+-- USES clock, types, shard, terms, fair, flight, task
 
 local AGAIN_MS = 10000
 

@@ -11,7 +11,7 @@ local followers, flight, arrivals = KEYS[1], KEYS[2], KEYS[3]
 local base, kept_ms, log_kept_ms = ARGV[1], ARGV[2], ARGV[3]
 local digest, ended_id, most, most_bytes = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 
--- USES clock, types, shard, fair, flight, task, cache
+-- USES clock, types, shard, terms, fair, flight, task, cache
 
 local function send_in(id) redis.call('XADD', arrivals, '*', 't', id) end
 

@@ -10,7 +10,7 @@ local leases, workers_key, suspects = KEYS[1], KEYS[2], KEYS[3]
 local base, kept_ms, log_kept_ms, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local too_old_ms, crash_limit = tonumber(ARGV[5]), tonumber(ARGV[6])
 
--- USES clock, types, shard, fair, flight, task, entries
+-- USES clock, types, shard, terms, fair, flight, task, entries
 
 check_shard()
 redis.call('HLEN', suspects)

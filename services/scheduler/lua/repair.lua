@@ -10,7 +10,7 @@
 local expiry, leases = KEYS[1], KEYS[2]
 local base, kept_ms, log_kept_ms = ARGV[1], ARGV[2], ARGV[3]
 
--- USES clock, types, shard, fair, flight, task
+-- USES clock, types, shard, terms, fair, flight, task
 
 local function is_astray(task)
   if task.state == 'pending' then

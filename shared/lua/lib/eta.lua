@@ -1,11 +1,9 @@
 -- eta: how many tasks are expected to start before one that waits, and when it starts itself. An estimate of a few look-ups,
 -- whatever the number of tasks: lanes are taken for fluids that share the slots, tenants of a lane for equals in size.
 -- tests/support/eta.py is the same model as pure code.
--- NEEDS clock, flow, paces; base (of the shard's keys).
+-- NEEDS clock, terms, flow, paces; base (of the shard's keys).
 local ETA_LANES = {'interactive', 'normal', 'batch'}
 local ETA_LANE = {interactive = 1, normal = 2, batch = 3}
--- As in fair.lua: tokens of a task of a tenant of which nothing is known.
-local ETA_MADE = 256
 -- Tenants of a lane whose weights are looked up; the rest is taken for their mean.
 local ETA_TENANTS = 8
 local eta_known
@@ -33,11 +31,6 @@ local function eta_shard(slots)
   return eta_known
 end
 
-local function eta_terms(said)
-  local weight, cap = string.match(said or '', '^(%S+) (%S+)$')
-  return tonumber(weight) or 1, tonumber(cap) or 0
-end
-
 -- Mean weight of the other tenants that take turns in a lane. Their names are read once.
 local function eta_weight_of_others(lane, tenant)
   local sample = eta_sample[lane]
@@ -48,7 +41,7 @@ local function eta_weight_of_others(lane, tenant)
   end
   local sum, others = 0, 0
   for i, name in ipairs(sample.names) do
-    if name ~= tenant then sum, others = sum + eta_terms(sample.said[i + 1] or sample.said[1]), others + 1 end
+    if name ~= tenant then sum, others = sum + read_terms(sample.said[i + 1] or sample.said[1]), others + 1 end
   end
   return others > 0 and sum / others or 1
 end
@@ -81,7 +74,7 @@ local function estimate(tenant, lane, rank, slots)
     local counts = i == own or redis.call('EXISTS', base .. 'turns:' .. name) == 1
     waiting[i] = counts and tonumber(waiting[i]) or 0
   end
-  local weight, cap = eta_terms(redis.call('HGET', base .. 'tenants', tenant) or redis.call('HGET', base .. 'tenants', '*'))
+  local weight, cap = terms_of(tenant)
   local in_lane = eta_in_lane(lane, tenant, rank, waiting[own], weight)
 
   local usable = math.min(shard.slots, shard.limits[own] or shard.slots)
@@ -96,7 +89,7 @@ local function estimate(tenant, lane, rank, slots)
     wait_ms = -1
     for i = 1, own - 1 do before = before + left[i] end
   elseif due > 0 then
-    local tokens = math.max(1, tonumber(redis.call('HGET', base .. 'means', tenant)) or ETA_MADE)
+    local tokens = math.max(1, tonumber(redis.call('HGET', base .. 'means', tenant)) or MADE_UNKNOWN)
     local ms, by_then = eta_flow(shard, own, due, waiting, left, tokens)
     local _, by_one_less = eta_flow(shard, own, due - 1, waiting, left, tokens)
     wait_ms = ms < math.huge and ms or -1  -- no worker runs this lane

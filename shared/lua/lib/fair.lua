@@ -2,25 +2,13 @@
 -- tenants by weight; dispatch moves the clocks (turns.lua), here tenants come, go, and settle.
 -- Sources: Goyal, Vin, Cheng, SIGCOMM 1996 (start tags); Sheng and others, OSDI 2024 (tokens; who comes back is lifted to the
 -- least of those that wait, and settled counts are never cut off: what was charged too much is owed, not banked).
--- NEEDS clock, types; base (of the shard's keys).
-local MADE_UNKNOWN = 256
+-- NEEDS clock, types, terms; base (of the shard's keys).
 local MEAN_FOLLOWS = 0.1
 -- Tenants of which it is known what is usual; the others are taken for all. Without keys anybody may name any tenant.
 local MEANS_KEPT = 20000
 
 local function backlog_of(lane, tenant) return base .. 'backlog:' .. lane .. ':' .. tenant end
 local function running_of(tenant) return base .. 'running:' .. tenant end
-
--- Weight, and the most tasks that run at once (0: any number), as the scheduler has written them.
-local terms = {}
-local function terms_of(tenant)
-  if not terms[tenant] then
-    local own, all = unpack(redis.call('HMGET', base .. 'tenants', tenant, '*'))
-    local weight, cap = string.match(own or all or '', '^(%S+) (%S+)$')
-    terms[tenant] = {tonumber(weight) or 1, tonumber(cap) or 0}
-  end
-  return unpack(terms[tenant])
-end
 
 -- What a task may use, before anybody knows.
 local function most_tokens(tokens_in, tokens_out) return tokens_in + (tokens_out > 0 and tokens_out or MADE_UNKNOWN) end

@@ -1,9 +1,8 @@
 -- flow: lanes as fluids that share the slots of a shard: what eta.lua estimates with. It asks Redis nothing.
+-- NEEDS clock, terms; base.
 -- A lane with fewer waiting tasks than it starts in so many seconds keeps up: its pace is that of what comes, and goes on.
 -- With more of them it is the pace that its share permits, and ends with them.
 local ETA_KEEPS_UP_S = 2
--- As in turns.lua: so far, in tokens over share, a lane goes before less urgent ones.
-local ETA_AHEAD = 20000
 
 -- Work of each lane that goes before all of less urgent ones, in ms of a slot.
 local function eta_ahead(shard, own, waiting, work, tokens)
@@ -16,7 +15,7 @@ local function eta_ahead(shard, own, waiting, work, tokens)
   for i = 1, 3 do
     local tag = i == own and own_tag or tags[i]
     local counts = i == own or waiting[i] > 0
-    first[i] = counts and math.min(work[i], math.max(0, least + ETA_AHEAD - tag) * shard.shares[i] / tokens * shard.runs[i]) or 0
+    first[i] = counts and math.min(work[i], math.max(0, least + AHEAD - tag) * shard.shares[i] / tokens * shard.runs[i]) or 0
   end
   return first
 end

@@ -2,8 +2,6 @@
 -- while tasks are handed out, and written back at the end, so a decision costs the same however many wait. The turns of a lane
 -- are a heap by tag.
 -- NEEDS clock, types, fair, workers, paces, heap; base, most (tasks of this call), shares (of the three lanes).
--- Tokens over share that a lane may be ahead of a less urgent one that waits: a burst goes first, a flood gets its share.
-local AHEAD = 20000
 -- Tenants beside those that the slots are for: some have all their tasks put aside, or have reached their cap in another lane.
 local SPARE = 10
 local lanes, known, handed_out = {}, {}, 0
