@@ -30,7 +30,7 @@ class Script:
         text = importlib.resources.files(package).joinpath("lua", f"{name}.lua").read_text()
         self.source = _USES.sub(_library, text)
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-        Script.registry[self.sha] = self
+        Script.registry.setdefault(self.sha, self)
 
     def command(self, keys: Sequence[str], args: Sequence[Arg]) -> list[Arg]:
         return ["EVALSHA", self.sha, len(keys), *keys, *args]

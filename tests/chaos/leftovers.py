@@ -24,7 +24,7 @@ EXPIRING = re.compile(r":(idem|prefix|group|cache):|^hr:{q\.")
 has, is known for minutes; an answer is kept as its request says; windows of a tenant's rates go when they are empty."""
 BUS_KEPT_S = 135.0
 """The bus remembers two minutes, and is trimmed a little later; younger events are kept on purpose."""
-TRIES = 5
+TRIES, PAUSE_S = 5, 1.0
 SPARE_BYTES = 1024 * 1024
 """Fragments, and tables that have grown."""
 
@@ -96,10 +96,12 @@ def leaks(before: Content, after: Content) -> list[str]:
 async def ended_well(cluster: Cluster) -> list[str]:
     """What is wrong with the tasks that are still kept, once nothing runs any more.
 
-    While it is read, keys expire, which looks like a fault: so what is found must be found again.
+    While it is read, keys expire, which looks like a fault, and the scheduler forgets who was ahead of whom a second after the
+    last end: so what is found must be found again.
     """
     found: list[str] = []
-    for _ in range(TRIES):
+    for attempt in range(TRIES):
+        await asyncio.sleep(PAUSE_S if attempt else 0)
         faults = await asyncio.to_thread(_faults_of_tasks, cluster)
         found = faults if not found else [fault for fault in found if fault in faults]
         if not found:

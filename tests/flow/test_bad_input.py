@@ -21,7 +21,7 @@ CASES: list[Case] = [
     ("/v1/tasks", {"body": chat("x"), "route": "/v1/magic"}, 400, "invalid_request", "route"),
     ("/v1/tasks", {"body": {"messages": []}}, 400, "invalid_request", "body.model"),
     ("/v1/tasks", {"body": chat("x"), "session": "a b"}, 400, "invalid_request", "session"),
-    ("/v1/tasks", {"input_text": "x", "template_id": "t9"}, 400, "invalid_request", "template_id"),
+    ("/v1/tasks", {"input_text": "x", "template_id": "t9"}, 400, "template_not_found", "template_id"),
     ("/v1/tasks", {"input_text": 7}, 400, "invalid_request", "input_text"),
     ("/v1/tasks", {}, 400, "invalid_request", "body"),
     ("/v1/tasks", {"body": chat("x"), "expires_in": 0}, 400, "invalid_request", "expires_in"),

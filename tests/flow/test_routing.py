@@ -119,7 +119,7 @@ async def test_what_the_first_pool_cannot_take_is_served_by_the_next_one(
         assert submitted.status_code == 202, submitted.text
         tasks.append(submitted.json()["id"])
     pools = Counter(task.partition(".")[0] for task in tasks)
-    assert pools["narrow"] >= 20
+    assert pools["narrow"] >= 18  # nine tenths of its backlog, which is what its lane may fill
     assert pools["b"] >= 5
     for task in tasks:
         if task.startswith("b."):

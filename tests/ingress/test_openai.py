@@ -215,16 +215,16 @@ async def test_a_page_of_a_browser_may_read_what_served_it(http: httpx.AsyncClie
 # -- fallbacks
 
 
-async def test_a_key_in_a_header_leads_to_the_task_that_a_fallback_took(
-    http: httpx.AsyncClient, bus: Bus, config: Config
-) -> None:
-    """The key was once missing from the fallback: a repeat, with room by then, made a second task in the first pool."""
+async def test_a_request_with_a_key_stays_with_its_pool(http: httpx.AsyncClient, bus: Bus, config: Config) -> None:
+    """With a fallback, a repeat that found room by then made a second task in the first pool."""
     config.live.policy = Policy(aliases={"chat": Alias(targets=[Target(model=tasks.MODEL)], fallbacks=["echo-2"])})
     await bus.commands.call("HSET", tasks.SHARD.waiting, f"l:{Lane.NORMAL}", config.limits.backlog)
     asked: dict[str, Any] = {"json": {"body": {**CHAT, "model": "chat"}}, "headers": {"idempotency-key": "k-2"}}
-    first = (await http.post("/v1/tasks", **asked)).json()["id"]
+    refused = await http.post("/v1/tasks", **asked)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "backlog_full")
     await bus.commands.call("DEL", tasks.SHARD.waiting)
-    assert first.startswith("big.")
+    first = (await http.post("/v1/tasks", **asked)).json()["id"]
+    assert first.startswith("smol.")
     assert (await http.post("/v1/tasks", **asked)).json()["id"] == first
 
 

@@ -337,6 +337,6 @@ class Driver:
             for entry, id in zip(work, self._seen.work[name], strict=True):
                 entry.entry = id
         for task in self.model.tasks.values():
-            task.created_at_ms = self._seen.created_at_ms[task.id]
+            task.place_ms = self._seen.place[task.id]
             places = self.model.places(task)
             assert task.state.terminal or len(places) == 1 or task.id in self.astray, f"{task.id} is in {places}"

@@ -31,7 +31,7 @@ class Task:
     owes: bool = False
     tokens_in: int = 10
     tokens_out: int = 0
-    created_at_ms: int = 0
+    place_ms: int = 0
     state: State = State.PENDING
     epoch: int = 0
     attempts: int = 0
@@ -59,7 +59,7 @@ class Task:
     @property
     def place(self) -> tuple[int, str]:
         """Where it stands among the waiting tasks of its tenant."""
-        return self.created_at_ms, self.id
+        return self.place_ms, self.id
 
     def say(self, *event: object) -> None:
         self.log.append(event)

@@ -41,7 +41,8 @@ class Observed:
         """Entry ids of `in`."""
         self.work: dict[str, list[bytes]] = {}
         """Entry ids of each worker's stream."""
-        self.created_at_ms: dict[str, int] = {}
+        self.place: dict[str, int] = {}
+        """Where each task is to wait, Unix ms: when it came, or when it may start."""
         self.clocks = Clocks({}, {}, {})
         self._places: dict[str, float] = {}
         """Of the tasks in backlogs."""
@@ -85,7 +86,7 @@ class Observed:
             self.view[f"task {id}"] = "tombstone"
         if "lane" not in fields:
             return
-        self.created_at_ms[id] = int(fields["created_at_ms"])
+        self.place[id] = int(fields.get("place", fields["created_at_ms"]))
         said = [(entry, decode_event(item[b"e"])) for entry, item in said_live if item[b"t"] == id.encode()]
         lasting = {entry for entry, event in said if not isinstance(event, Pending | Started)}
         assert lasting == {entry for entry, _ in log}, f"bus and log of {id} differ"
@@ -175,8 +176,8 @@ class Observed:
     def faults(self) -> Iterator[str]:
         """What is wrong whatever the model says."""
         for id, place in self._places.items():
-            if place != self.created_at_ms[id]:
-                yield f"{id} waits at {place}, it came at {self.created_at_ms[id]}"
+            if place != self.place[id]:
+                yield f"{id} waits at {place}, its place is {self.place[id]}"
         for lane in Lane:
             turns, rested = self.clocks.turns[lane], self._rested[lane]
             if both := turns.keys() & rested.keys():
