@@ -9,6 +9,7 @@ and vllm_state.py imports vllm, and only in start(): the import takes seconds an
 import argparse
 import asyncio
 import contextlib
+import logging
 import multiprocessing
 import os
 from collections.abc import AsyncGenerator, Mapping
@@ -207,7 +208,9 @@ async def _build_app(args: argparse.Namespace, inner: Any, tasks: Any) -> ASGIAp
 
     from services.inference.vllm_state import RestoredState
 
+    level = logging.root.level
     app = build_app(args, tasks, inner.model_config)
+    logging.root.setLevel(level)  # a library of its hosting routes silences the whole process below ERROR
     eos = inner.model_config.try_get_generation_config().get("eos_token_id", [])
     restore = partial(RestoredState, inner, {eos} if isinstance(eos, int) else set(eos))
     await init_app_state(JournallingEngine(inner, restore), app.state, args, tasks)

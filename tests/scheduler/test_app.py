@@ -31,6 +31,11 @@ async def proxy(redis_url: str) -> AsyncIterator[Proxy]:
         yield between
 
 
+@pytest.fixture(autouse=True)
+def warnings_are_seen(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+
+
 def told(caplog: pytest.LogCaptureFixture, words: str) -> Callable[[], object]:
     return lambda: any(words in line.message for line in caplog.records if line.levelno == logging.WARNING)
 

@@ -20,6 +20,11 @@ from tests.support.waiting import wait_until
 KEY = "[keys.k]\ntenant = 'ann'\nsha256 = '" + "5" * 64 + "'\n"
 
 
+@pytest.fixture(autouse=True)
+def warnings_are_seen(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "headrace.toml"
