@@ -20,12 +20,12 @@ from tests.bench.load import submit, text, total
 from tests.support.deployment import Deployment, deployment
 from tests.support.vllm_server import MODEL
 
-GROUPS, EACH = 8, 20
-PREFIX_WORDS, QUESTION_WORDS, ANSWER_TOKENS = 800, 12, 16
+GROUPS, EACH = 8, 12
+PREFIX_WORDS, QUESTION_WORDS, ANSWER_TOKENS = 300, 12, 16
 SLOTS, AT_ONCE = 4, 5
 """Of a worker, and online of both: below what makes a worker count as loaded."""
-KV_BYTES = 5000 * 23_040
-"""5,000 tokens of SmolLM2-135M."""
+KV_BYTES = 2600 * 23_040
+"""2,600 tokens of SmolLM2-135M."""
 ONE_CORE_EACH = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "GOMP_CPU_AFFINITY": ""}
 """Two engines of two threads on two cores would wait for one another."""
 CONFIG = """
@@ -34,7 +34,7 @@ affinity = {affinity}
 model = "{model}"
 slots = {slots}
 [pools.smol.vllm]
-options = {{ block-size = 32, max-model-len = 2048, kv-cache-memory-bytes = {kv_bytes} }}
+options = {{ block-size = 32, max-model-len = 1024, kv-cache-memory-bytes = {kv_bytes} }}
 [lanes.batch]
 slots = 1.0
 """

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,6 +20,7 @@ class Push(Struct):
     t: str
     task: str = ""
     d: str = ""
+    ts: int = 0
 
 
 _submitted = msgspec.json.Decoder(Submitted)
@@ -85,10 +87,13 @@ class Watcher:
             await socket.recv()
             ready.set()
             async for frame in socket:
-                self._on_frame(frame if isinstance(frame, bytes) else frame.encode())
+                if (asked := self._on_frame(frame if isinstance(frame, bytes) else frame.encode())) is not None:
+                    await socket.send(json.dumps([{"t": "pong", "ts": asked}]))
+        sys.exit("the notifier has closed the socket: what it would tell is not measured")
 
-    def _on_frame(self, frame: bytes) -> None:
-        now_s = monotonic_s()
+    def _on_frame(self, frame: bytes) -> int | None:
+        """The `ts` of a ping, which wants an answer."""
+        now_s, asked = monotonic_s(), None
         for message in _frame.decode(frame):
             if message.t in ("done", "fail"):
                 self.done_at_s[message.task] = now_s
@@ -96,7 +101,10 @@ class Watcher:
                     self._waiting.pop(message.task).set_result(None)
             elif message.t == "d" and message.d and message.task not in self.first_at_s:
                 self.first_at_s[message.task] = now_s
+            elif message.t == "ping":
+                asked = message.ts
         self.news.set()
+        return asked
 
     async def wait_for_task(self, task: str) -> None:
         if task not in self.done_at_s:
