@@ -40,9 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
 
             return asyncio.run(ask(arguments))
         case "submit":
+            import uvloop  # a file of short tasks is bounded by this process
+
             from services.cli.submit import run as submit
 
-            return asyncio.run(submit(arguments))
+            return uvloop.run(submit(arguments))
         case "watch":
             from services.cli.watch import run as watch
 
@@ -55,6 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
             from services.cli.dead import run as dead
 
             return asyncio.run(dead(arguments))
+        case "batches":
+            from services.cli.batches import run as batches
+
+            return asyncio.run(batches(arguments))
+        case "files":
+            from services.cli.files import run as files
+
+            return asyncio.run(files(arguments))
         case "keys":
             from services.cli.keys import run as keys
 

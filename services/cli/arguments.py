@@ -14,6 +14,23 @@ TEMPERATURE = 0.2
 """Of `ask`: at the usual 1.0 a small model strays."""
 IN_FLIGHT = 64
 """Enough to keep a worker's batch full, few enough to leave room for others."""
+MOST_IN_FLIGHT = 1000
+"""Each has a connection, and a process may usually have 1024 files open."""
+LANES = ("interactive", "normal", "batch")
+
+SUBMIT = """Waits for the results.
+A task is JSON: an envelope or the shorthand of POST /v1/tasks, a body of the OpenAI API, or a line of an OpenAI batch,
+whose custom_id comes back. Each result has its `line`; a line that cannot be sent is a result with an error.
+With a file and -o, the same command goes on after Ctrl-C or a crash: what is finished is not sent again, and what was
+under way is found again. FILE.state beside the output says what it belongs to."""
+
+SUBMIT_EXAMPLES = (
+    "headrace submit tasks.jsonl -o results.jsonl",
+    "headrace submit tasks.jsonl -o results.jsonl --in-order --in-flight 128 --lane normal",
+    "zcat tasks.jsonl.gz | headrace submit - -o results.jsonl",
+    'headrace submit --text "Name three rivers."',
+    """headrace submit --body '{"input_text": "Name three rivers.", "priority": "low"}'""",
+)
 
 EXIT_CODES = """
 exit codes:
@@ -33,7 +50,8 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_up, _add_ask, _add_submit, _add_watch, _add_tasks, _add_cancel, _add_dead, _add_keys, _add_config):
+    about_tasks = (_add_ask, _add_submit, _add_watch, _add_tasks, _add_cancel, _add_dead)
+    for add in (_add_up, *about_tasks, _add_batches, _add_files, _add_keys, _add_config):
         add(commands)
     return parser
 
@@ -57,7 +75,11 @@ def _add_up(commands: "Commands") -> None:
         "headrace up --replicas ingress=2,inference=2 --port 0 --ws-port 0 --json",
     )
     up = _command(commands, "up", "start everything on this machine", about, *examples)
-    up.add_argument("--engine", choices=("vllm", "echo"), help="instead of the engines that the configuration names")
+    up.add_argument(
+        "--engine",
+        choices=("vllm", "openai", "python", "echo"),
+        help="instead of the engines that the configuration names",
+    )
     up.add_argument("--replicas", default="", metavar="LIST", help="such as ingress=2,scheduler=2,inference=2,notifier=2; inference counts for every shard of every pool (1 each)")  # fmt: skip
     up.add_argument("--once", metavar="QUESTION", help="ask, print the answer, stop")
     up.add_argument(
@@ -92,24 +114,20 @@ def _add_ask(commands: "Commands") -> None:
 
 
 def _add_submit(commands: "Commands") -> None:
-    about = "Waits for the results.\nA task is JSON: an envelope or the shorthand of POST /v1/tasks, or a body of the OpenAI API."
-    examples = (
-        'headrace submit "Name three rivers."',
-        """headrace submit --body '{"input_text": "Name three rivers.", "priority": "low"}'""",
-        "headrace submit --file tasks.jsonl -o results.jsonl --in-flight 128",
-    )
-    submit = _command(commands, "submit", "submit one task, or a file of tasks", about, *examples)
+    submit = _command(commands, "submit", "submit a file of tasks, or one task", SUBMIT, *SUBMIT_EXAMPLES)
     what = submit.add_mutually_exclusive_group(required=True)
-    what.add_argument("text", nargs="?", help="of one task")
+    what.add_argument("file", nargs="?", metavar="FILE", help="one task a line; - is standard input")
+    what.add_argument("--file", dest="named", help=argparse.SUPPRESS)
+    what.add_argument("--text", help="of one task")
     what.add_argument("--body", metavar="JSON", help="one task")
-    what.add_argument("--file", metavar="FILE", help="one task a line; - is standard input")
-    submit.add_argument("-o", "--output", type=Path, metavar="FILE", help="results, one a line as they come (default: standard output)")  # fmt: skip
-    submit.add_argument(
-        "--in-flight", type=_count, default=IN_FLIGHT, metavar="N", help=f"tasks under way at once ({IN_FLIGHT})"
-    )
+    submit.add_argument("-o", "--output", type=Path, metavar="FILE", help="results, one a line (default: standard output)")  # fmt: skip
+    submit.add_argument("--in-order", action="store_true", help="results in the order of the lines (default: as they come)")  # fmt: skip
+    submit.add_argument("--restart", action="store_true", help="forget an earlier run: replaces what is in the output")
+    submit.add_argument("--in-flight", type=_in_flight, metavar="N", help=f"tasks of a file under way at once ({IN_FLIGHT})")  # fmt: skip
+    submit.add_argument("--lane", choices=LANES, help="where a task names none (of a file: batch; of one task: normal)")
     submit.add_argument("--session", default="", help="that may watch the tasks, where a task names none")
-    submit.add_argument("--no-wait", action="store_true", help="print the ids, do not wait for results")
-    _add_door(submit, json="one line of JSON per task, as GET /v1/tasks/ID answers")
+    submit.add_argument("--no-wait", action="store_true", help="the ids, do not wait for results")
+    _add_door(submit, json="one line of JSON, as GET /v1/tasks/ID answers; results of a file are JSON anyhow")
 
 
 def _add_watch(commands: "Commands") -> None:
@@ -184,6 +202,55 @@ def _add_dead_drop(actions: "Commands") -> None:
     _add_door(drop, json="one line of JSON per ID; by filter, one line in all")
 
 
+def _add_files(commands: "Commands") -> None:
+    about = "What batches read and write, and whatever else the Files API keeps."
+    examples = ("headrace files put tasks.jsonl", "headrace files list", "headrace files get ID -o results.jsonl")
+    files = _command(commands, "files", "put, list, get or remove files", about, *examples)
+    actions = files.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = _command(actions, "list", "list the newest", "With what is left of their time.", "headrace files list")
+    listing.add_argument("--purpose", default="", help="only those, such as batch_output")
+    listing.add_argument("--limit", type=_count, default=20, metavar="N", help="at most 10,000 (20)")
+    _add_door(listing, json="one line of JSON per file")
+    put = _command(actions, "put", "upload files", "Prints their ids.", "headrace files put tasks.jsonl")
+    put.add_argument("paths", nargs="+", type=Path, metavar="FILE")
+    put.add_argument("--purpose", default="batch", help="what for (batch)")
+    put.add_argument("--keep-s", type=_count, metavar="N", help="seconds, 3600 to 2592000 (as the server keeps files)")
+    _add_door(put, json="one line of JSON per file")
+    about = "A file that still grows is taken as far as it is."
+    get = _command(actions, "get", "download a file", about, "headrace files get ID -o results.jsonl")
+    get.add_argument("id", metavar="ID")
+    get.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to (default: standard output)")
+    _add_url(get)
+    rm = _command(actions, "rm", "remove files", "They cannot be brought back.", "headrace files rm ID ID")
+    rm.add_argument("ids", nargs="+", metavar="ID")
+    _add_door(rm, json="one line of JSON per file")
+
+
+def _add_batches(commands: "Commands") -> None:
+    about = "A file of requests that run when there is room. Its results are files: headrace files get ID."
+    examples = ("headrace batches create tasks.jsonl --watch", "headrace batches list", "headrace batches cancel ID")
+    batches = _command(commands, "batches", "make, list, watch or cancel batches", about, *examples)
+    actions = batches.add_subparsers(dest="action", required=True, metavar="ACTION")
+    about = "Each line has custom_id, method, url and body. Prints the id of the batch."
+    create = _command(actions, "create", "upload a file and have it run", about, "headrace batches create tasks.jsonl")
+    create.add_argument("file", type=Path, metavar="FILE")
+    create.add_argument("--endpoint", metavar="PATH", help="route of all lines (that of the first line)")
+    create.add_argument("--window", default="24h", metavar="TIME", help="whole hours or days, such as 3d (24h)")
+    create.add_argument("--watch", action="store_true", help="wait for its end")
+    _add_door(create, json="one line of JSON, as GET /v1/batches/ID answers")
+    listing = _command(actions, "list", "list the newest", "With what has become of them.", "headrace batches list")
+    listing.add_argument("--limit", type=_count, default=20, metavar="N", help="at most 100 (20)")
+    _add_door(listing, json="one line of JSON per batch")
+    about = "Ctrl-C ends the watching, not the batch."
+    watch = _command(actions, "watch", "wait for the end of one", about, "headrace batches watch ID")
+    watch.add_argument("id", metavar="ID")
+    _add_door(watch, json="one line of JSON at the end")
+    about = "What was done stays in its output."
+    cancel = _command(actions, "cancel", "cancel batches", about, "headrace batches cancel ID ID")
+    cancel.add_argument("ids", nargs="+", metavar="ID")
+    _add_door(cancel, json="one line of JSON per batch")
+
+
 def _add_keys(commands: "Commands") -> None:
     examples = ("headrace keys new --tenant acme", "headrace keys new --tenant acme --name acme-web")
     keys = _command(commands, "keys", "make API keys", "Nothing needs to run.", *examples)
@@ -211,9 +278,13 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_door(parser: argparse.ArgumentParser, *, json: str) -> None:
+    _add_url(parser)
+    parser.add_argument("--json", action="store_true", help=json)
+
+
+def _add_url(parser: argparse.ArgumentParser) -> None:
     url = os.environ.get("HEADRACE_URL") or "http://127.0.0.1:8080"  # noqa: TID251  no service: its one variable
     parser.add_argument("--url", default=url, help="of the HTTP door (HEADRACE_URL, else http://127.0.0.1:8080)")
-    parser.add_argument("--json", action="store_true", help=json)
 
 
 def _port(text: str) -> int:
@@ -225,4 +296,10 @@ def _port(text: str) -> int:
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
+    return int(text)
+
+
+def _in_flight(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= MOST_IN_FLIGHT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MOST_IN_FLIGHT}")
     return int(text)

@@ -21,10 +21,15 @@ def is_loopback(url: str) -> bool:
     return urlsplit(url).hostname in LOOPBACK
 
 
+def api_key() -> str:
+    """Of HEADRACE_KEY; empty: none. A secret, so no option: others see command lines."""
+    return os.environ.get("HEADRACE_KEY") or ""  # noqa: TID251
+
+
 @asynccontextmanager
 async def http_door(url: str, *, connections: int = 10) -> AsyncIterator[httpx.AsyncClient]:
     """With the API key of HEADRACE_KEY, if there is one. Errors of the connection leave the block as Failure."""
-    key = os.environ.get("HEADRACE_KEY") or ""  # noqa: TID251  a secret, so no option: others see command lines
+    key = api_key()
     headers = {"authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
     timeout = httpx.Timeout(ANSWER_S, connect=10.0)

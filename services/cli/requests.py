@@ -1,9 +1,12 @@
-"""Requests that outlast full backlogs and restarts, and tasks as `headrace submit` shapes, sends and awaits them."""
+"""Requests that outlast full backlogs and restarts, and tasks as `headrace submit` shapes, sends and awaits them.
+
+A file's tasks, which are many, go by services/cli/courier.py.
+"""
 
 import asyncio
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -27,6 +30,10 @@ FULL_S = 1.0
 
 SHAPES = {"messages": CHAT, "prompt": COMPLETIONS}
 """The field that tells a body of the OpenAI API, and its route."""
+OURS = {"body", "input_text", "template_id"}
+"""Each tells an envelope or a shorthand."""
+BATCH_LINE = {"custom_id", "method", "url", "body"}
+"""The fields of a line as the Batch API of OpenAI takes it; `url` tells it."""
 
 
 class Refused(Exception):
@@ -41,25 +48,60 @@ class Asked(Struct, frozen=True):
     payload: bytes
     key: str
     """For Idempotency-Key: it makes sending again harmless."""
+    custom_id: str | None = None
+    """By which the result is to be known again."""
 
 
-def make_task(text: str, session: str) -> Asked:
-    """`text`: the JSON of an envelope, a shorthand or an OpenAI body, whose values stay as they are. Raises: Refused."""
+def make_task(text: bytes, session: str = "", *, lane: str = "", key: str = "") -> Asked:
+    """`text`: the JSON of an envelope, a shorthand, an OpenAI body or a line of an OpenAI batch; values stay as they are.
+
+    `session`, `lane`: where it names none. `key`: of a task that has no id of its own (else a new one). Raises: Refused.
+    """
     try:
+        text.decode()  # values are passed on unread, so this is the only look at their bytes
         data = msgspec.json.decode(text, type=dict[str, Raw])
-    except msgspec.DecodeError as error:
+    except UnicodeDecodeError as error:
+        raise Refused(f"not UTF-8: {error.reason} at byte {error.start + 1}") from None
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Refused(f"not a JSON object: {error}") from None
-    if not data.keys() & {"body", "input_text"}:
-        route = next((route for field, route in SHAPES.items() if field in data), None)
-        if route is None:
-            raise Refused(
-                "neither an envelope (`body`), a shorthand (`input_text`) nor an OpenAI body (`messages`, `prompt`)"
-            )
-        data = {"route": _raw(route), "body": Raw(text.encode())}
+    custom_id = None
+    if "url" in data:
+        custom_id, data = _of_batch(data)
+    elif not data.keys() & OURS:
+        data = _wrapped(data, text)
     if session:
         data.setdefault("session", _raw(session))
-    key = "" if "task_id" in data else f"cli-{secrets.token_hex(12)}"
-    return Asked(msgspec.json.encode(data), key)
+    if lane and "priority" not in data:
+        data.setdefault("lane", _raw(lane))
+    return Asked(
+        msgspec.json.encode(data), "" if "task_id" in data else key or f"cli-{secrets.token_hex(12)}", custom_id
+    )
+
+
+def _wrapped(data: dict[str, Raw], text: bytes) -> dict[str, Raw]:
+    route = next((route for field, route in SHAPES.items() if field in data), None)
+    if route is None:
+        raise Refused(
+            "neither an envelope (`body`), a shorthand (`input_text`, `template_id`), an OpenAI body (`messages`, `prompt`) "
+            "nor a line of an OpenAI batch (`url`, `body`)"
+        )
+    return {"route": _raw(route), "body": Raw(text)}
+
+
+def _of_batch(data: dict[str, Raw]) -> tuple[str | None, dict[str, Raw]]:
+    """Its `custom_id`, and the envelope that it asks for."""
+    if unknown := ", ".join(f"`{name}`" for name in data.keys() - BATCH_LINE):
+        raise Refused(f"a line of an OpenAI batch has no {unknown}; known: custom_id, method, url, body")
+    if "body" not in data:
+        raise Refused("the line of an OpenAI batch has no `body`")
+    try:
+        custom_id = msgspec.json.decode(data["custom_id"], type=str) if "custom_id" in data else None
+        method = msgspec.json.decode(data["method"], type=str) if "method" in data else "POST"
+    except (msgspec.DecodeError, RecursionError):
+        raise Refused("`custom_id` and `method` are strings") from None
+    if method != "POST":
+        raise Refused(f"`method` is {method[:40]!r}; allowed: POST")
+    return custom_id, {"route": data["url"], "body": data["body"]}
 
 
 def _raw(value: str) -> Raw:
@@ -95,12 +137,18 @@ async def call(client: httpx.AsyncClient, method: str, path: str, **more: Any) -
                 raise Failure(f"{client.base_url} is away: {str(error) or type(error).__name__}") from None
         else:
             if response.status_code == 429:
-                give_up_at_s = monotonic_s() + PATIENCE_S
-                pause_s = float(response.headers.get("retry-after", FULL_S))
+                await asyncio.sleep(advised_s(response.headers, FULL_S))
+                give_up_at_s, pause_s = monotonic_s() + PATIENCE_S, 0.1
             elif response.status_code != 503 or monotonic_s() > give_up_at_s:
                 return _taken(response)
         await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
         pause_s = min(2.0, pause_s * 2)
+
+
+def advised_s(headers: Mapping[str, str], otherwise_s: float) -> float:
+    """How long the server asks to stay away. A date, which a proxy may send, is not worth a parser."""
+    told = headers.get("retry-after", "")
+    return float(told) if told.isdigit() else otherwise_s
 
 
 def _taken(response: httpx.Response) -> View:

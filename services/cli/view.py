@@ -14,6 +14,11 @@ def has_ended(view: View) -> bool:
     return State(view["status"]).terminal
 
 
+def counts_as_failed(status: str) -> bool:
+    """Also of a task that was refused."""
+    return status not in ("pending", "processing", "completed")
+
+
 def text_of(view: View) -> str:
     """The answer's text, or why there is none."""
     if error := view.get("error"):

@@ -2,12 +2,12 @@
 
 import fcntl
 import os
+import resource
 import subprocess
 import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,20 +26,33 @@ class Shell:
         self._environ = {**kept, "XDG_STATE_HOME": str(folder), **environ}
 
     @contextmanager
-    def start(self, *arguments: str, terminal: int | None = None, **environ: str) -> Iterator[subprocess.Popen[str]]:
+    def start(
+        self,
+        *arguments: str,
+        terminal: int | None = None,
+        stdin: int = subprocess.DEVNULL,
+        file_bytes: int = resource.RLIM_INFINITY,
+        **environ: str,
+    ) -> Iterator[subprocess.Popen[str]]:
         """A process that is stopped at the end of the block, if it has not ended before.
 
-        `terminal`: the descriptor of one that is to be its own.
+        `terminal`: the descriptor of one that is to be its own. `file_bytes`: the largest file that it may write.
         """
+
+        def prepare() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, resource.RLIM_INFINITY))
+            if terminal is not None:
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
         process = subprocess.Popen(
             [sys.executable, "-m", "services.cli", *arguments],
             env=self._environ | environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL if terminal is None else terminal,
+            stdin=stdin if terminal is None else terminal,
             text=True,
             start_new_session=terminal is not None,
-            preexec_fn=None if terminal is None else partial(fcntl.ioctl, 0, termios.TIOCSCTTY, 0),
+            preexec_fn=None if terminal is None and file_bytes == resource.RLIM_INFINITY else prepare,
         )
         with process:
             try:
@@ -47,8 +60,14 @@ class Shell:
             finally:
                 process.terminate()
 
-    def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        with self.start(*arguments, terminal=None, **environ) as process:
+    def run(
+        self,
+        *arguments: str,
+        stdin: int = subprocess.DEVNULL,
+        file_bytes: int = resource.RLIM_INFINITY,
+        **environ: str,
+    ) -> subprocess.CompletedProcess[str]:
+        with self.start(*arguments, terminal=None, stdin=stdin, file_bytes=file_bytes, **environ) as process:
             out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

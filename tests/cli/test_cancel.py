@@ -38,7 +38,7 @@ def status(slow: Deployment, task: str) -> str:
 
 
 def test_running_tasks_are_cancelled_and_their_followers_told(patient: Shell, slow: Deployment) -> None:
-    ids = [patient.run("submit", "--no-wait", WORDS).stdout.strip() for _ in range(2)]
+    ids = [patient.run("submit", "--no-wait", "--text", WORDS).stdout.strip() for _ in range(2)]
     with patient.start("watch", ids[0]) as watching:
         assert watching.stdout is not None
         assert watching.stdout.read(2) == "w0"
@@ -59,7 +59,7 @@ def test_an_unknown_id_is_told_and_stops_nothing(patient: Shell) -> None:
 
 
 def test_a_watcher_that_leaves_cancels_nothing(patient: Shell, slow: Deployment) -> None:
-    task = patient.run("submit", "--no-wait", WORDS).stdout.strip()
+    task = patient.run("submit", "--no-wait", "--text", WORDS).stdout.strip()
     with patient.start("watch", task) as watching:
         assert watching.stdout is not None
         assert watching.stdout.read(2) == "w0"

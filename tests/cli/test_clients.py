@@ -31,7 +31,7 @@ def test_ask_passes_on_why_the_server_refused(client: Shell) -> None:
 
 
 def test_submit_waits_for_the_answer_of_a_text(client: Shell) -> None:
-    done = client.run("submit", "one two")
+    done = client.run("submit", "--text", "one two")
     assert (done.returncode, done.stdout) == (OK, "one two\n")
 
 
@@ -41,37 +41,14 @@ def test_submit_takes_a_body_and_prints_its_task(client: Shell) -> None:
     assert (view["status"], view["lane"], view["result"]["choices"][0]["text"]) == ("completed", "batch", "one two")
 
 
-def test_a_file_of_all_shapes_is_submitted_and_faulty_lines_stop_nothing(client: Shell, tmp_path: Path) -> None:
-    lines = [
-        json.dumps({"input_text": "short"}),
-        json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "chat"}]}),
-        json.dumps({"model": MODEL, "prompt": "plain"}),
-        json.dumps({"body": {"model": MODEL, "messages": [{"role": "user", "content": "wrapped"}]}, "lane": "batch"}),
-        "",
-        "{broken",
-        json.dumps({"input_text": "x", "model": "gpt"}),
-        *(json.dumps({"input_text": f"more {n}"}) for n in range(50)),
-    ]
-    (tmp_path / "tasks.jsonl").write_text("\n".join(lines))
-    output = tmp_path / "out.jsonl"
-    done = client.run("submit", "--file", str(tmp_path / "tasks.jsonl"), "-o", str(output), "--in-flight", "8")
-    assert (done.returncode, done.stdout, done.stderr) == (TASK_FAILED, "", "54 done, 2 failed\n")
-    results = {line["line"]: line for line in map(json.loads, output.read_text().splitlines())}
-    assert sorted(results) == [n for n in range(1, len(lines) + 1) if n != 5]
-    assert [results[n]["status"] for n in (1, 2, 3, 4, 6, 7)] == ["completed"] * 4 + ["refused"] * 2
-    assert results[2]["result"]["choices"][0]["message"]["content"] == "chat"
-    assert "not a JSON object" in results[6]["error"]["message"]
-    assert results[7]["error"]["status"] == 404
-
-
 def test_watch_prints_a_task_from_its_start(client: Shell) -> None:
-    task = client.run("submit", "--no-wait", "one two three").stdout.strip()
+    task = client.run("submit", "--no-wait", "--text", "one two three").stdout.strip()
     done = client.run("watch", task)
     assert (done.returncode, done.stdout) == (OK, "one two three\n")
 
 
 def test_watch_tells_machines_every_message(client: Shell) -> None:
-    tasks = [client.run("submit", "--no-wait", text).stdout.strip() for text in ("a b", "c d")]
+    tasks = [client.run("submit", "--no-wait", "--text", text).stdout.strip() for text in ("a b", "c d")]
     messages = [json.loads(line) for line in client.run("watch", "--json", *tasks).stdout.splitlines()]
     for task, text in zip(tasks, ("a b", "c d"), strict=True):
         own = [message for message in messages if message["task"] == task]
@@ -86,7 +63,7 @@ def test_watch_of_a_session_sees_tasks_that_come_later(client: Shell) -> None:
 
         def heard() -> bool:
             """A task that ended before the subscription stood is not told, so there is another each time."""
-            assert client.run("submit", "--session", "ann", "hello ann").returncode == OK
+            assert client.run("submit", "--session", "ann", "--text", "hello ann").returncode == OK
             return bool(select.select([out], [], [], 0)[0])
 
         wait_blocking(heard, "the session's events arrive")
@@ -97,7 +74,10 @@ def test_watch_of_a_session_sees_tasks_that_come_later(client: Shell) -> None:
 
 
 def test_tasks_lists_the_newest_first_and_shows_one(client: Shell) -> None:
-    ids = [client.run("submit", "--no-wait", "--session", "eve", text).stdout.strip() for text in ("first", "second")]
+    ids = [
+        client.run("submit", "--no-wait", "--session", "eve", "--text", text).stdout.strip()
+        for text in ("first", "second")
+    ]
     listed = client.run("tasks", "--json", "--session", "eve").stdout.splitlines()
     assert [json.loads(line)["id"] for line in listed] == ids[::-1]
     table = client.run("tasks", "--session", "eve").stdout
@@ -116,7 +96,7 @@ def test_an_unknown_task_is_told_in_one_line(client: Shell, command: list[str]) 
 
 GONE = [
     ["ask", "x"],
-    ["submit", "x"],
+    ["submit", "--text", "x"],
     ["tasks"],
     ["watch", "--session", "x"],
     ["cancel", "x"],
@@ -135,7 +115,7 @@ def test_a_server_that_is_not_there_is_told_with_the_remedy(tmp_path: Path, comm
 
 
 def test_watch_tells_that_the_notifier_is_not_there(client: Shell) -> None:
-    task = client.run("submit", "--no-wait", "x").stdout.strip()
+    task = client.run("submit", "--no-wait", "--text", "x").stdout.strip()
     done = client.run("watch", task, "--ws-url", "ws://127.0.0.1:1/v1/ws")
     assert done.returncode == FAULT
     assert "--ws-url" in done.stderr
@@ -144,7 +124,18 @@ def test_watch_tells_that_the_notifier_is_not_there(client: Shell) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["foo"], ["ask"], ["submit"], ["submit", "x", "--in-flight", "0"], ["tasks", "--limit", "x"], ["watch"]],
+    [
+        [],
+        ["foo"],
+        ["ask"],
+        ["submit"],
+        ["submit", "x", "--in-flight", "0"],
+        ["submit", "x", "--text", "y"],
+        ["submit", "--text", "x", "--in-order"],
+        ["submit", "x", "--restart"],
+        ["tasks", "--limit", "x"],
+        ["watch"],
+    ],
 )
 def test_wrong_arguments_end_with_their_own_code(tmp_path: Path, arguments: list[str]) -> None:
     done = Shell(tmp_path).run(*arguments)
