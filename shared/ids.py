@@ -23,6 +23,7 @@ NAME = re.compile(r"[A-Za-z0-9_.:@-]{1,128}")
 """What others may call something that becomes part of a key: tenants, sessions, reply streams, producers and their tasks."""
 
 _SHAPE = re.compile(r"([a-z0-9-]{1,32})\.(\d{1,4})\.(\d{1,4})\.(\d{1,4})\.([0-9a-hjkmnp-tv-z]{26})")
+_RESPONSE = "resp_"
 
 
 class Place(Struct, frozen=True):
@@ -56,6 +57,17 @@ def place_of(task_id: str) -> Place:
         raise InvalidTaskId(task_id)
     pool, shard, generation, partition, _ = match.groups()
     return Place(pool, int(shard), int(generation), int(partition))
+
+
+def response_id(task_id: str) -> str:
+    """What the Responses API calls a task."""
+    return f"{_RESPONSE}{task_id}"
+
+
+def task_of_response(id: str) -> str:
+    """Empty: the id of no response of ours."""
+    task_id = id.removeprefix(_RESPONSE)
+    return task_id if id.startswith(_RESPONSE) and _SHAPE.fullmatch(task_id) else ""
 
 
 def bucket(text: str, count: int) -> int:

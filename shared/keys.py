@@ -19,7 +19,20 @@ MARK = f"{PREFIX}mark"
 METERED = f"{PREFIX}metered"
 """zset | tenants whose tasks reserve requests and tokens, by time of the last word of it, Unix ms | shared/quota.py | scheduler."""
 
-FRONT, SCHEDULER, WORKERS, OUTBOX = "front", "scheduler", "workers", "outbox"
+BATCHES = f"{PREFIX}batches"
+"""zset | batches that have not been tidied away, by when somebody must look at them, Unix ms | ingress, scheduler | scheduler."""
+
+FILES = f"{PREFIX}files"
+"""zset | every file, begun or whole, by when it is gone, Unix ms | shared/files.py | scheduler, which removes it then."""
+
+WEBHOOKS = f"{PREFIX}{{webhooks}}"
+"""stream | deliveries to webhooks that are to be tried at once | notifier, put_off's twin promote | notifier, group `webhooks`."""
+WEBHOOKS_LATER = f"{WEBHOOKS}:later"
+"""zset | deliveries that wait for their next try, by when it is due, Unix ms | put_off | promote."""
+WEBHOOKS_GONE = f"{WEBHOOKS}:gone"
+"""zset | digests of URLs that answered 410, by until when nothing is sent there, Unix ms | notifier | the same, requeue."""
+
+FRONT, SCHEDULER, WORKERS, OUTBOX, SENDERS = "front", "scheduler", "workers", "outbox", "webhooks"
 """Consumer groups, one on each kind of stream."""
 
 IDEMPOTENCY_SLOTS = 256
@@ -152,6 +165,31 @@ def door(producer: str) -> str:
 def quota(tenant: str, what: str) -> str:
     """hash, zset | windows and reservations of a tenant's rates, expiring | take, settle | the same."""
     return f"{PREFIX}{{q.{tenant}}}:{what}"
+
+
+def batch(batch_id: str, what: str) -> str:
+    """hash, bitmap, list | a batch: `state`, `open` items, `ended` items, segments that are `unfiled` | its scripts | the same, ingress."""
+    return f"{PREFIX}{{b.{batch_id}}}:{what}"
+
+
+def batches_of(tenant: str) -> str:
+    """zset, expires | batches of a tenant by creation, Unix ms | ingress | ingress."""
+    return f"{BATCHES}:{tenant}"
+
+
+def file(file_id: str) -> str:
+    """hash | the record of a file | file_make, file_append, file_mark | ingress, scheduler."""
+    return f"{PREFIX}{{f.{file_id}}}:record"
+
+
+def file_parts(file_id: str) -> str:
+    """zset | keys of the objects that a file is made of, by the place of their first bytes | file_make, file_append | all readers."""
+    return f"{PREFIX}{{f.{file_id}}}:parts"
+
+
+def files_of(tenant: str) -> str:
+    """zset | files of a tenant by creation, Unix ms | shared/files.py | ingress."""
+    return f"{FILES}:{tenant}"
 
 
 def idempotency(tenant: str, key: str) -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -18,6 +17,7 @@ import uvloop
 from starlette.types import ASGIApp
 
 from shared.errors import ConfigError, HeadraceError
+from shared.parent import die_with_parent
 from shared.settings import DRAIN_S, CommonSettings, from_environment
 
 log = logging.getLogger(__name__)
@@ -74,15 +74,6 @@ def stop_requested() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     return stop
-
-
-def die_with_parent() -> None:
-    """Have the kernel send SIGTERM when the parent ends, however it ends. Linux only; elsewhere nothing happens."""
-    if sys.platform == "linux":
-        set_death_signal, parent = 1, os.getppid()
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def announce_ready(settings: CommonSettings, service: str, url: str) -> None:

@@ -12,6 +12,7 @@ tests/architecture are decoded for ever.
     Chunks    emit    -> bus, log                                                     a range of the engine's chunks
     Finished  finish, cancel, due, release, reap -> bus, log                          the end, exactly once
     Reply     outbox reader -> hr:reply:<name>                                        the result for another system
+    Delivery  outbox reader, batches -> hr:{webhooks}                                 an event for a webhook
 """
 
 from typing import Any
@@ -30,12 +31,24 @@ class Message(Struct, frozen=True):
     pass
 
 
+class Response(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a request to the Responses API says of the response as a thing that is kept: the engine knows nothing of it."""
+
+    background: bool = False
+    """It goes on without its client."""
+    previous: str = ""
+    """Id of the response that it follows; what was said there stands in the body."""
+    kept: bool = True
+    """It may be asked for again."""
+
+
 class Task(Message, frozen=True, kw_only=True, omit_defaults=True, tag="task.v1"):
     """What was asked. Producer: the doors, by the submit script. Reader: inference, notifier, ingress."""
 
     route: str
-    """The path of the OpenAI API that the body belongs to."""
+    """The path of the engine's API that the body belongs to."""
     model: str
+    """What serves it; if the body names none, that of the only pool."""
     tenant: str
     lane: Lane = Lane.NORMAL
     streamed: bool = False
@@ -66,10 +79,16 @@ class Task(Message, frozen=True, kw_only=True, omit_defaults=True, tag="task.v1"
     """Over its tenant's limits it waits, instead of being refused."""
     cache: str = ""
     """As asked for: `off`, `refresh`, or seconds to keep the answer; empty: as the rules say."""
+    webhook: str = ""
+    """Who is told of its end: an endpoint of the configuration, or a URL."""
     template_id: str = ""
     context: Raw = NULL
     metadata: Raw = NULL
     """Objects of the producer: carried with the task and given back."""
+    content_type: str = ""
+    """Of the body, as HTTP says it; empty: JSON."""
+    response: Response | None = None
+    """With requests to the Responses API only."""
 
 
 class Pending(Message, frozen=True, kw_only=True, omit_defaults=True, tag="pending.v1"):
@@ -124,13 +143,24 @@ class Finished(Message, frozen=True, kw_only=True, omit_defaults=True, tag="fini
     status: int
     """HTTP status of the engine's answer, or of the refusal."""
     streamed: bool = False
+    content_type: str = ""
+    """Of the result, as HTTP says it; empty: JSON. cache.lua finds it by its place: right before the result."""
     result: Raw = NULL
-    """The result, when it is not streamed and at most INLINE_RESULT_BYTES; else it is in the hash."""
+    """The result, when it is JSON, not streamed and at most INLINE_RESULT_BYTES; else it is in the hash."""
     error: ErrorBody | None = None
     finish_reason: str | None = None
     usage: Raw = NULL
     cache: str = ""
     """`hit` or `followed`: it is the answer of another task."""
+
+
+class Elsewhere(Struct, frozen=True):
+    """Stands in JSON for a result that is none."""
+
+    content_type: str
+    bytes: int
+    url: str
+    """At ingress."""
 
 
 INLINE_RESULT_BYTES = 64 * 1024
@@ -152,6 +182,7 @@ class Reply(Message, frozen=True, kw_only=True, omit_defaults=True, tag="reply.v
     model: str = ""
     user: str = ""
     result: Raw = NULL
+    """The engine's answer; if that is not JSON, where it is (Elsewhere)."""
     text: str | None = None
     """The text of the first choice, for readers that want nothing else."""
     error: ErrorBody | None = None
@@ -166,6 +197,28 @@ class Reply(Message, frozen=True, kw_only=True, omit_defaults=True, tag="reply.v
     variant: str = ""
     worker: str = ""
     attempt: int = 0
+
+
+class Delivery(Message, frozen=True, kw_only=True, omit_defaults=True, tag="delivery.v1"):
+    """An event on its way to a webhook, field `delivery`. Producer: shared/webhooks.py. Reader: notifier, group `webhooks`."""
+
+    id: str
+    """`webhook-id`: the same for every repeat."""
+    event: str
+    """Such as `task.completed`."""
+    to: str
+    """An endpoint of the configuration, or a URL."""
+    tenant: str
+    at_ms: int
+    """When it happened, Unix ms."""
+    task: str = ""
+    """Whose hash tells the rest."""
+    data: Raw = NULL
+    """The rest, where there is no task."""
+    tried: int = 0
+    """Tries that have failed."""
+    waited: int = 0
+    """Times that there was no room for it, since the last of them."""
 
 
 class Announcement(Message, frozen=True, kw_only=True, omit_defaults=True, tag="worker.v1"):
@@ -187,9 +240,19 @@ class Announcement(Message, frozen=True, kw_only=True, omit_defaults=True, tag="
     """closed, half_open or open; empty: the engine is in the worker's process and has none."""
 
 
+def result_in_json(task_id: str, result: bytes, content_type: str) -> Raw:
+    """A result for a reader of JSON."""
+    return Raw(encode(elsewhere(task_id, len(result), content_type))) if content_type else Raw(result)
+
+
+def elsewhere(task_id: str, size: int, content_type: str) -> Elsewhere:
+    return Elsewhere(content_type, size, f"/v1/tasks/{task_id}/result")
+
+
 _encoder = msgspec.json.Encoder()
 _events: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _tasks: msgspec.json.Decoder[Task] = msgspec.json.Decoder(Task)
+_deliveries: msgspec.json.Decoder[Delivery] = msgspec.json.Decoder(Delivery)
 
 
 def encode(message: Any) -> bytes:
@@ -204,3 +267,8 @@ def decode_event(data: bytes) -> Event:
 def decode_task(data: bytes) -> Task:
     """Raises: msgspec.DecodeError."""
     return _tasks.decode(data)
+
+
+def decode_delivery(data: bytes) -> Delivery:
+    """Raises: msgspec.DecodeError."""
+    return _deliveries.decode(data)

@@ -61,6 +61,30 @@ class Tenant(Rates, frozen=True, kw_only=True):
     """Tasks that wait, a shard."""
     batch_tokens: Count = 0
     """Tokens that wait in the lane `batch`, a shard: what batches are limited by instead of the rates."""
+    webhook_secret_file: str = ""
+    """Signs webhooks to URLs that its tasks name; empty: they may name endpoints only."""
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """Where webhooks go that name it."""
+
+    url: str
+    secret_file: Annotated[str, Meta(min_length=1)]
+    """Holds `whsec_…`, one a line; while one is exchanged for another, both sign."""
+    tenants: list[str] = []
+    """Whose tasks may name it; empty: everybody's."""
+
+
+class Webhooks(Struct, frozen=True, kw_only=True):
+    """Rules for all webhooks, and the endpoints by their names."""
+
+    allow_private: list[str] = []
+    """Networks, such as `10.1.0.0/16`, that may be sent to though they are not public."""
+    ports: list[Annotated[int, Meta(ge=1, le=65535)]] = field(default_factory=lambda: [80, 443])
+    """That the URLs of messages may name."""
+    base_url: str = ""
+    """Of ingress, as receivers see it: put before the links in events."""
+    endpoints: dict[str, Endpoint] = {}
 
 
 class Key(Rates, frozen=True, kw_only=True):
@@ -141,6 +165,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     aliases: dict[str, Alias] = {}
     templates: dict[str, Template] = {}
     cache: list[CacheRule] = []
+    webhooks: Webhooks = Webhooks()
     affinity: Annotated[float, Meta(ge=0, le=1)] = 0.8
     """How full a worker may be to be given a task because its KV cache holds the beginning of the prompt; 0: never for that."""
     keys_required: bool | None = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from shared import webhooks_file
 from shared.faults import nearest, read_fields, read_table, read_tables
 from shared.ids import NAME
 from shared.lifecycle import Lane
@@ -28,7 +29,7 @@ PLAIN_TEMPLATE = "default"
 SET_BY_US = ("messages", "model", "stream", "stream_options")
 """Fields of a body that the options of a template cannot say."""
 
-TABLES = ("aliases", "cache", "keys", "lanes", "producers", "templates", "tenants")
+TABLES = ("aliases", "cache", "keys", "lanes", "producers", "templates", "tenants", "webhooks")
 SCALARS = tuple(sorted(set(Policy.__struct_fields__) - set(TABLES)))
 
 
@@ -45,6 +46,7 @@ def parse(data: Mapping[str, Any], models: Collection[str], limits: "Limits", fa
         aliases=read_tables(Alias, data, "aliases", faults),
         templates=read_tables(Template, data, "templates", faults),
         cache=_cache(data, limits, faults),
+        webhooks=webhooks_file.parse(data, faults),
         **read_fields(Policy, {key: data[key] for key in SCALARS if key in data}, str, faults),
     )
     _check_names(data, faults)
@@ -166,6 +168,8 @@ def _check_tenants(data: Mapping[str, Any], policy: Policy, faults: list[str]) -
     for name, alias in policy.aliases.items():
         if alias.shadow is not None and alias.shadow.tenant != SHADOW_TENANT:
             named[f"aliases.{name}.shadow"] = alias.shadow.tenant
+    for name, endpoint in policy.webhooks.endpoints.items():
+        named |= {f"webhooks.{name}.tenants[{number}]": tenant for number, tenant in enumerate(endpoint.tenants)}
     for where, tenant in named.items():
         if not NAME.fullmatch(tenant):
             faults.append(f"{where}.tenant is {tenant!r}: a name is 1 to 128 letters, digits and the signs _ . : @ -")

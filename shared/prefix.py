@@ -8,6 +8,7 @@ where prompts that begin alike are likely to part, in places that do not depend 
     at fixed lengths    the same document and another question within one message, a system message that ends in a date.
 A digest of the first message alone would hold all of a deployment's users for one conversation.
 Nothing here judges a body: of one that the engine will refuse, this is a guess like any other.
+Routes that make no tokens are only weighed: what they compute is kept for nobody.
 """
 
 from hashlib import blake2b
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from shared.routes import COMPLETIONS
+from shared.routes import COMPLETIONS, MESSAGES, RESPONSES, ROUTES
 
 BYTES_A_TOKEN = 4
 """Of English text in UTF-8; of most other languages too, where fewer characters make a token but each has more bytes."""
@@ -35,6 +36,10 @@ MOST = 6
 """Digests of a prompt: each is a key to look up at dispatch. The longest are kept, since they save most."""
 _SAMPLE = 512
 _HEAD = ("system", "developer")
+_BESIDE = ("tool_calls", "arguments", "output")
+"""What a message says beside its content: calls of tools, and as items of the Responses API these and what came of them."""
+_WRITTEN = ("tool_use", "tool_result", "thinking")
+"""Parts of content that are text, though not in a field `text`."""
 
 
 class Prompt(Struct, frozen=True):
@@ -52,12 +57,44 @@ class _Body(Struct, gc=False):
     model: Any = None
     messages: Any = None
     prompt: Any = None
+    instructions: Any = None
+    system: Any = None
+    input: Any = None
     tools: Raw = Raw(b"")
     cache_salt: Any = None
     max_tokens: Any = None
     max_completion_tokens: Any = None
     max_output_tokens: Any = None
     n: Any = None
+
+
+class _Inputs(Struct, gc=False):
+    """Of routes that make no tokens; the types as above."""
+
+    input: Any = None
+    prompt: Any = None
+    messages: Any = None
+    system: Any = None
+    texts: Any = None
+    tokens: Any = None
+    query: Any = None
+    queries: Any = None
+    documents: Any = None
+    items: Any = None
+    text_1: Any = None
+    text_2: Any = None
+    data_1: Any = None
+    data_2: Any = None
+
+
+_PAIRS = (
+    ("query", "documents"),
+    ("queries", "documents"),
+    ("queries", "items"),
+    ("text_1", "text_2"),
+    ("data_1", "data_2"),
+)
+"""One of the first is read together with each of the second."""
 
 
 class _Text:
@@ -77,11 +114,15 @@ class _Text:
 
 
 _decoder = msgspec.json.Decoder(_Body)
+_inputs = msgspec.json.Decoder(_Inputs)
 _encode = msgspec.json.encode
 
 
 def look(route: str, body: bytes) -> Prompt:
     """Pure; an odd body gives a rough guess."""
+    kind = ROUTES.get(route)
+    if kind is not None and not kind.speaks:
+        return Prompt(min(_weigh(body), MOST_TOKENS), 1)  # 0 would mean an answer of unknown length
     try:
         said = _decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -90,7 +131,7 @@ def look(route: str, body: bytes) -> Prompt:
     if route == COMPLETIONS:
         tokens, count = _add_prompts(text, said.prompt)
     else:
-        tokens = _add_chat(text, said)
+        tokens = _add_chat(text, said, _messages(route, said))
     tokens += MEDIA_TOKENS * text.media
     prefix = _digests(said, text) if text.length >= SHORTEST else ()
     return Prompt(min(tokens, MOST_TOKENS), _tokens_out(said, count), prefix)
@@ -124,11 +165,23 @@ def _is_ids(prompt: Any) -> bool:
     return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], int)
 
 
-def _add_chat(text: _Text, said: _Body) -> int:
+def _messages(route: str, said: _Body) -> list[Any]:
+    """The conversation as a chat holds it, whatever the route calls its parts."""
+    head, rest = None, said.messages
+    if route == RESPONSES:
+        head, rest = said.instructions, said.input
+        if isinstance(rest, str):
+            rest = [{"role": "user", "content": rest}]
+    elif route == MESSAGES:
+        head = said.system
+    messages = rest if isinstance(rest, list) else [rest]
+    return messages if head is None else [{"role": "system", "content": head}, *messages]
+
+
+def _add_chat(text: _Text, said: _Body, messages: list[Any]) -> int:
     tools = bytes(said.tools)
     if tools not in (b"", b"null", b"[]"):
         text.add(tools)  # templates print them as the JSON that they are
-    messages = said.messages if isinstance(said.messages, list) else [said.messages]
     head = True
     before_answer = 0
     for message in messages:
@@ -152,14 +205,17 @@ def _add_message(text: _Text, role: Any, message: Any) -> None:
             _add_part(text, part)
     else:
         text.add(_bytes(content))
-    if calls := fields.get("tool_calls"):
-        text.add(_encode(calls))
+    for name in _BESIDE:
+        if beside := fields.get(name):
+            text.add(_bytes(beside))
 
 
 def _add_part(text: _Text, part: Any) -> None:
     said = part.get("text") if isinstance(part, dict) else part
     if isinstance(said, str):
         text.add(_bytes(said))
+    elif isinstance(part, dict) and part.get("type") in _WRITTEN:
+        text.add(_encode(part))
     else:
         text.media += 1
         whole = _encode(part)  # may be megabytes: its size, beginning and end tell it from others
@@ -170,6 +226,41 @@ def _bytes(said: Any) -> bytes:
     if isinstance(said, str):
         return said.encode(errors="surrogatepass")
     return b"" if said is None else _encode(said)
+
+
+# -- the weight of what is not answered with tokens
+
+
+def _weigh(body: bytes) -> int:
+    try:
+        said = _inputs.decode(body)
+    except msgspec.ValidationError:
+        return len(body) // BYTES_A_TOKEN
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return MEDIA_TOKENS  # a form with a file
+    tokens = sum(_tokens_of(getattr(said, name)) for name in said.__struct_fields__)
+    for one, many in _PAIRS:
+        single, several = getattr(said, one), getattr(said, many)
+        if isinstance(several, list) and not (isinstance(single, list) and len(single) > 1):
+            tokens += _tokens_of(single) * max(0, len(several) - 1)
+    return tokens
+
+
+def _tokens_of(value: Any) -> int:
+    if isinstance(value, str):
+        return len(_bytes(value)) // BYTES_A_TOKEN
+    if _is_ids(value):
+        return len(value)
+    if isinstance(value, list):
+        return sum(map(_tokens_of, value))
+    if isinstance(value, dict):
+        text = _Text()
+        if "content" in value:
+            _add_message(text, None, value)
+        else:
+            _add_part(text, value)
+        return text.length // BYTES_A_TOKEN + MEDIA_TOKENS * text.media
+    return 0
 
 
 # -- the digests

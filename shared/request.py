@@ -1,22 +1,26 @@
 """What a door takes in, made into a task: one set of rules for HTTP and for the stream, so both refuse alike.
 
-Three shapes: the envelope (`POST /v1/tasks`), the shorthand (flat, `input_text`; shared/shorthand.py), and a plain body of the
-OpenAI API. Of a body, only `model` is ever changed, and only if it was an alias: every other value reaches the engine byte for
-byte as it came.
+Three shapes: the envelope (`POST /v1/tasks`), the shorthand (flat, `input_text`; shared/shorthand.py), and a plain body of an
+engine's route, JSON or a form. Of a body, only `model` is ever changed, and only if it was an alias: every other value reaches
+the engine byte for byte as it came.
 """
 
+import base64
+import binascii
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
+from shared import forms
 from shared.cache import CacheKey, key_for
 from shared.config import Config
 from shared.errors import BodyTooLarge, InvalidRequest
 from shared.lifecycle import Lane
-from shared.messages import Task
+from shared.messages import Response, Task
 from shared.payer import Payer
+from shared.peek import Rename, model_of, peek_into, renaming
 from shared.prefix import look
 from shared.reading import explain, read
 from shared.routes import CHAT as CHAT
@@ -24,6 +28,7 @@ from shared.routes import COMPLETIONS as COMPLETIONS
 from shared.routes import ROUTES as ROUTES
 from shared.routing import Branch, Casting, choose, variant_of
 from shared.shorthand import Shorthand, write
+from shared.webhooks import check_webhook
 from shared.wishes import (
     NAME as NAME,
 )
@@ -68,21 +73,11 @@ class Request(Struct, frozen=True, kw_only=True):
     """To be submitted beside it, when it was accepted."""
 
 
-class Peek(Struct):
-    """The fields of a body that decide where it goes; everything else is the engine's."""
-
-    model: str
-    stream: bool | None = False
-    user: Any = None
-
-    @property
-    def sticky(self) -> str:
-        return self.user if isinstance(self.user, str) else ""
-
-
 class Envelope(Struct, frozen=True, forbid_unknown_fields=True):
     body: Raw
     route: str = CHAT
+    content_type: str = ""
+    """Of a body that is not JSON: the body is its bytes, as a string in base64."""
     lane: str = "normal"
     priority: str | None = None
     session: str = ""
@@ -95,9 +90,9 @@ class Envelope(Struct, frozen=True, forbid_unknown_fields=True):
     not_before: str | float | None = None
     on_limit: str = REFUSE
     cache: str | CacheWish | None = None
+    webhook: str = ""
 
 
-_peek = msgspec.json.Decoder(Peek)
 _envelope = msgspec.json.Decoder(Envelope)
 _shorthand = msgspec.json.Decoder(Shorthand)
 _object = msgspec.json.Decoder(dict[str, Raw])
@@ -113,10 +108,13 @@ def from_openai(
     task_id: str = "",
     attached: bool = False,
     wishes: Wishes = NO_WISHES,
+    content_type: str = "",
+    response: Response | None = None,
 ) -> Request:
-    """A body of the OpenAI API, sent to its own route. Raises: RequestError."""
+    """A body sent to the engine's own route. `content_type`: as the header says it. Raises: RequestError."""
     check_size(config, body)
-    peek = read(_peek, body, Peek)
+    content_type = content_type if content_type.lower().startswith(forms.FORM) else ""
+    peek = peek_into(route, body, content_type)
     lane, waits, cache, expires_in = Lane.INTERACTIVE, False, "", None
     if wishes is not NO_WISHES:
         lane = lane_of(wishes.lane, field="x-headrace-lane") if wishes.lane else lane
@@ -125,7 +123,7 @@ def from_openai(
         expires_in = seconds_of(wishes.expires_in, field="x-headrace-expires-in")
     task = Task(
         route=route,
-        model=peek.model,
+        model=model_of(config, peek),
         tenant=payer.tenant,
         key=payer.key,
         lane=lane,
@@ -137,6 +135,9 @@ def from_openai(
         attached=attached,
         waits=waits,
         cache=cache,
+        webhook=check_webhook(config.policy, payer.tenant, wishes.webhook, field="x-headrace-webhook"),
+        content_type=content_type,
+        response=response,
     )
     return _routed(config, task, body)
 
@@ -191,7 +192,13 @@ def on_pool(config: Config, request: Request, pool: str) -> Request:
     model = config.pools[pool].model
     alias = config.policy.aliases.get(request.task.alias)
     branch = Branch(model, variant_of(alias, model) if alias is not None else "", pool)
-    return _branch(config, request.task, read(_object, request.body, None), branch, request.fingerprint or request.body)
+    return _branch(
+        config,
+        request.task,
+        renaming(request.task.content_type, request.body),
+        branch,
+        request.fingerprint or request.body,
+    )
 
 
 def check_size(config: Config, body: bytes) -> None:
@@ -202,13 +209,14 @@ def check_size(config: Config, body: bytes) -> None:
 def _from_envelope(config: Config, payer: Payer, envelope: Envelope, key: str, origin: str) -> Request:
     if envelope.route not in ROUTES:
         raise InvalidRequest(f"`route` is {envelope.route[:80]!r}; allowed: {', '.join(ROUTES)}", param="route")
-    body = bytes(envelope.body)
-    peek = read(_peek, body, Peek, prefix="body")
+    body = _bytes_of(envelope)
+    peek = peek_into(envelope.route, body, envelope.content_type, prefix="body")
     times = times_of(config, envelope.not_before, envelope.expires_in)
+    tenant = tenant_of(payer, envelope.tenant)
     task = Task(
         route=envelope.route,
-        model=peek.model,
-        tenant=tenant_of(payer, envelope.tenant),
+        model=model_of(config, peek, prefix="body"),
+        tenant=tenant,
         key=payer.key,
         lane=lane_of(envelope.lane, envelope.priority),
         streamed=bool(peek.stream),
@@ -220,7 +228,9 @@ def _from_envelope(config: Config, payer: Payer, envelope: Envelope, key: str, o
         expires_in_s=times.expires_in_s,
         waits=waits_of(envelope.on_limit),
         cache=cache_of(config, envelope.cache),
+        webhook=check_webhook(config.policy, tenant, envelope.webhook),
         metadata=raw(envelope.metadata),
+        content_type=envelope.content_type,
     )
     return _routed(config, task, body, origin=origin)
 
@@ -229,10 +239,11 @@ def _from_shorthand(config: Config, payer: Payer, short: Shorthand, key: str, or
     written = write(config, short)
     check_size(config, written.body)
     times = times_of(config, short.not_before, short.expires_in)
+    tenant = tenant_of(payer, short.tenant)
     task = Task(
         route=CHAT,
         model=written.model,
-        tenant=tenant_of(payer, short.tenant),
+        tenant=tenant,
         key=payer.key,
         lane=lane_of(short.lane, short.priority),
         streamed=True,
@@ -244,11 +255,27 @@ def _from_shorthand(config: Config, payer: Payer, short: Shorthand, key: str, or
         expires_in_s=times.expires_in_s,
         waits=waits_of(short.on_limit),
         cache=cache_of(config, short.cache),
+        webhook=check_webhook(config.policy, tenant, short.webhook),
         template_id=short.template_id or "",
         context=raw(short.context),
         metadata=raw(short.metadata),
     )
     return _routed(config, task, written.body, fingerprint=written.fingerprint, origin=origin)
+
+
+def _bytes_of(envelope: Envelope) -> bytes:
+    """Raises: InvalidRequest."""
+    if not envelope.content_type:
+        return bytes(envelope.body)
+    if not envelope.content_type.lower().startswith(forms.FORM):
+        raise InvalidRequest(
+            f"`content_type` is {envelope.content_type[:80]!r}; allowed: {forms.FORM} with its boundary, or nothing for JSON",
+            param="content_type",
+        )
+    try:
+        return base64.b64decode(msgspec.json.decode(envelope.body, type=str), validate=True)
+    except (msgspec.MsgspecError, binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"`body` is no base64, which `content_type` asks for: {error}", param="body") from None
 
 
 # -- where it goes
@@ -260,22 +287,22 @@ def _routed(config: Config, task: Task, body: bytes, *, fingerprint: bytes = b""
     choice = choose(config.policy, config.pools, name, sticky)
     if name not in config.policy.aliases:
         return _on(config, task, body, choice.pool, fingerprint)
-    fields, asked = read(_object, body, None), fingerprint or body
+    rename, asked = renaming(task.content_type, body), fingerprint or body
     task = msgspec.structs.replace(task, alias=name)
-    chosen = _branch(config, task, fields, Branch(choice.model, choice.variant, choice.pool), asked)
+    chosen = _branch(config, task, rename, Branch(choice.model, choice.variant, choice.pool), asked)
     return msgspec.structs.replace(
         chosen,
-        fallbacks=tuple(_branch(config, task, fields, branch, asked) for branch in choice.fallbacks),
-        shadow=_cast(config, task, fields, choice.shadow) if choice.shadow is not None else None,
+        fallbacks=tuple(_branch(config, task, rename, branch, asked) for branch in choice.fallbacks),
+        shadow=_cast(config, task, rename, choice.shadow) if choice.shadow is not None else None,
     )
 
 
-def _branch(config: Config, task: Task, fields: dict[str, Raw], branch: Branch, asked: bytes) -> Request:
+def _branch(config: Config, task: Task, rename: Rename, branch: Branch, asked: bytes) -> Request:
     task = msgspec.structs.replace(task, model=branch.model, variant=branch.variant)
-    return _on(config, task, _with_model(fields, branch.model), branch.pool, asked)
+    return _on(config, task, rename(branch.model), branch.pool, asked)
 
 
-def _cast(config: Config, task: Task, fields: dict[str, Raw], shadow: Casting) -> Request:
+def _cast(config: Config, task: Task, rename: Rename, shadow: Casting) -> Request:
     """What the producer wants back stays with the task that it asked for, and so does what it limits."""
     copy = Task(
         route=task.route,
@@ -287,8 +314,9 @@ def _cast(config: Config, task: Task, fields: dict[str, Raw], shadow: Casting) -
         alias=task.alias,
         cache="off",
         template_id=task.template_id,
+        content_type=task.content_type,
     )
-    return _on(config, copy, _with_model(fields, shadow.model), shadow.pool)
+    return _on(config, copy, rename(shadow.model), shadow.pool)
 
 
 def _on(config: Config, task: Task, body: bytes, pool: str, fingerprint: bytes = b"") -> Request:
@@ -303,7 +331,3 @@ def _on(config: Config, task: Task, body: bytes, pool: str, fingerprint: bytes =
         prefix=prompt.prefix,
         cache=key_for(config.policy, task, body, task.cache, config.limits.results_kept_s),
     )
-
-
-def _with_model(fields: dict[str, Raw], model: str) -> bytes:
-    return msgspec.json.encode({**fields, "model": Raw(msgspec.json.encode(model))})

@@ -31,6 +31,8 @@ class CommonSettings(Struct, frozen=True, kw_only=True):
     """HEADRACE_DIE_WITH_PARENT: stop when the parent process ends."""
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = DRAIN_S
     """HEADRACE_DRAIN_S: what a stopping service may take to finish what it has begun; the rest is handed back."""
+    objects_url: str = ""
+    """HEADRACE_OBJECTS: the object store, file:///folder or s3://bucket/prefix; empty: there is none, and no files."""
     host: str = "127.0.0.1"
     port: Port = 0
     """0: a free one."""
@@ -38,7 +40,7 @@ class CommonSettings(Struct, frozen=True, kw_only=True):
     def describe(self) -> str:
         """For the log: every setting, secrets masked."""
         values = {name: getattr(self, name) for name in self.__struct_fields__}
-        values["redis_url"] = mask(self.redis_url)
+        values |= {"redis_url": mask(self.redis_url), "objects_url": mask(self.objects_url) or None}
         return " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
 
 
@@ -49,6 +51,7 @@ SHARED = {
     "HEADRACE_READY_FD": "ready_fd",
     "HEADRACE_DIE_WITH_PARENT": "die_with_parent",
     "HEADRACE_DRAIN_S": "drain_s",
+    "HEADRACE_OBJECTS": "objects_url",
 }
 
 Settings = TypeVar("Settings", bound=CommonSettings)

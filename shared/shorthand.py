@@ -31,6 +31,7 @@ class Shorthand(Struct, frozen=True, forbid_unknown_fields=True):
     not_before: str | float | None = None
     on_limit: str = REFUSE
     cache: str | CacheWish | None = None
+    webhook: str = ""
 
 
 class Written(Struct, frozen=True):

@@ -67,6 +67,8 @@ class SubmitItem(Struct, frozen=True):
     """Tokens are reserved for it, to be settled when it ends."""
     owes: str
     """Tokens are to be reserved before it is admitted."""
+    tells: str
+    """A webhook is told of its end."""
     cache: str
     """`<digest> <kept ms> <use|refresh>`, or empty."""
     prefix: str
@@ -276,6 +278,7 @@ def _item(task_id: str, request: Request, config: Config, *, metered: bool, owes
         batch_limit=tenant.batch_tokens,
         metered="1" if metered else "",
         owes="1" if owes else "",
+        tells="1" if task.webhook else "",
         cache=cache.field if cache is not None else "",
         prefix=",".join(request.prefix),
         spec=encode(task),

@@ -33,6 +33,7 @@ class Wishes(Struct, frozen=True):
     on_limit: str = ""
     session: str = ""
     """Where its events go, too: whoever follows the session sees the task wait before it answers."""
+    webhook: str = ""
 
 
 NO_WISHES = Wishes()

@@ -6,7 +6,7 @@ import logging
 from starlette.applications import Starlette
 
 from services.inference.engine import Engine
-from services.inference.engine_echo import EchoEngine
+from services.inference.engines import make_engine
 from services.inference.heartbeat import BEATS, Heartbeat
 from services.inference.room import LOOK_S
 from services.inference.scripts import Owner, retire
@@ -36,7 +36,7 @@ async def run(settings: Settings) -> None:
     deployment = config.load(settings.config)
     name = pool_name(deployment, settings)
     pool = deployment.pools[name]
-    engine = make_engine(pool, settings.engine or pool.engine)
+    engine = _engine(pool, settings, deployment)
     await engine.start()
     stop = stop_requested()  # after the engine has forked: a child would inherit the handlers' wake-up socket
     owner = Owner(shard_keys(name, settings.shard), f"worker-{new_nonce()}", new_nonce(), deployment.limits)
@@ -128,25 +128,11 @@ def pool_name(deployment: Config, settings: Settings) -> str:
     return name
 
 
-def make_engine(pool: Pool, engine: str) -> Engine:
+def _engine(pool: Pool, settings: Settings, deployment: Config) -> Engine:
     """Raises: ConfigError."""
-    match engine:
-        case "echo":
-            echo = pool.echo
-            return EchoEngine(
-                model=pool.model,
-                tokens_per_s=echo.tokens_per_s,
-                first_token_ms=echo.first_token_ms,
-                max_model_len=echo.max_model_len,
-                slots=pool.slots,
-                faults=echo.faults,
-            )
-        case "vllm":
-            from services.inference.engine_vllm import VllmEngine
-
-            vllm = pool.vllm
-            return VllmEngine(
-                model=pool.model, source=vllm.source, options=vllm.options, slots=pool.slots, wedged_s=vllm.wedged_s
-            )
-        case _:
-            raise ConfigError(f"HEADRACE_INFERENCE_ENGINE is {engine!r}; allowed: vllm, echo")
+    try:
+        return make_engine(pool, settings.engine or pool.engine, deployment.limits)
+    except ConfigError as error:
+        if not settings.engine:
+            raise
+        raise ConfigError(f"HEADRACE_INFERENCE_ENGINE is {settings.engine!r}: {error}") from error

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from services.inference.engine import Answer, Chunk
 
-CREATED = re.compile(rb'"created":\d+')
+CREATED = re.compile(rb'"created(?:_at)?":\d+')
 """The first one of a chunk is the time of the attempt; what an engine says of it stands before all that a model says."""
 
 

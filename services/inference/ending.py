@@ -2,11 +2,12 @@
 
 import msgspec
 from msgspec import Raw, Struct
+from msgspec.structs import astuple
 
 from services.inference.engine import Answer
 from services.inference.run import Parting, Run
 from services.inference.scripts import Ending, Hand, Release, jitter
-from shared.chunks import assemble
+from shared.chunks import assemble, ending_of
 from shared.errors import ErrorBody
 from shared.lifecycle import State
 from shared.messages import INLINE_RESULT_BYTES, NULL, Finished, encode
@@ -16,6 +17,7 @@ class Conclusion(Struct, frozen=True, kw_only=True):
     status: int
     result: bytes
     """What is stored and given to whoever asks: the engine's answer as it made it, or the sum of its chunks."""
+    content_type: str = ""
     error: ErrorBody | None = None
     finish_reason: str | None = None
     usage: Raw = NULL
@@ -35,29 +37,33 @@ class Conclusion(Struct, frozen=True, kw_only=True):
         return str(self.error.code or self.error.type) if self.error is not None else self.state
 
 
-class _Choice(Struct):
-    finish_reason: str | None = None
-
-
-class _Whole(Struct):
-    choices: list[_Choice] = []
-    usage: Raw = NULL
-
-
 class _Failure(Struct):
     error: ErrorBody
 
 
 class _Usage(Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    """As the routes call them: OpenAI's, and those of responses and messages. A route that makes none may tell the total alone."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    total_tokens: int | None = None
+
+    @property
+    def used(self) -> int:
+        told = [count for count in astuple(self)[:-1] if count is not None]
+        return sum(max(0, count) for count in told) if told else max(0, self.total_tokens or 0)
 
 
 _usage = msgspec.json.Decoder(_Usage | None)
-_whole = msgspec.json.Decoder(_Whole)
 _failure = msgspec.json.Decoder(_Failure)
 
 
+WORDS = 2000
+"""Characters of an error that is put into our shape; the answer itself has them all."""
 RETRIED = frozenset({429, 500, 502, 503, 504})
 """Answers of an engine that another try may mend: overload, and faults that are not the request's."""
 
@@ -70,12 +76,17 @@ def failure(message: str, *, status: int = 500, code: str = "engine_error") -> A
 def conclude(run: Run, answer: Answer, limit_bytes: int) -> Conclusion:
     if answer.status >= 400:
         return _failed(answer)
-    if answer.body:
-        whole = _read(answer.body)
-        reason = whole.choices[0].finish_reason if whole.choices else None
-        conclusion = Conclusion(status=answer.status, result=answer.body, finish_reason=reason, usage=whole.usage)
+    if answer.content_type:
+        conclusion = Conclusion(status=answer.status, result=answer.body, content_type=answer.content_type)
+    elif answer.body:
+        told = ending_of(answer.body)
+        conclusion = Conclusion(
+            status=answer.status, result=answer.body, finish_reason=told.finish_reason, usage=told.usage
+        )
     else:
         assembled = assemble(run.task.route, [chunk.data for chunk in run.chunks])
+        if assembled.failed:
+            return _failed(Answer(status=500, body=assembled.result))
         conclusion = Conclusion(
             status=answer.status, result=assembled.result, finish_reason=assembled.finish_reason, usage=assembled.usage
         )
@@ -88,13 +99,14 @@ def conclude(run: Run, answer: Answer, limit_bytes: int) -> Conclusion:
 def ending(run: Run, conclusion: Conclusion) -> Ending:
     """The arguments of finish: everything that is not published yet, and the end."""
     streamed = run.last > 0
-    inline = not streamed and len(conclusion.result) <= INLINE_RESULT_BYTES
+    inline = not streamed and not conclusion.content_type and len(conclusion.result) <= INLINE_RESULT_BYTES
     finished = Finished(
         attempt=run.attempt,
         last=run.last,
         state=conclusion.state,
         status=conclusion.status,
         streamed=streamed,
+        content_type=conclusion.content_type,
         result=Raw(conclusion.result) if inline else NULL,
         error=conclusion.error,
         finish_reason=conclusion.finish_reason,
@@ -114,10 +126,13 @@ def parting(run: Run, parting: Parting) -> Release:
     return Release(*tail(run, used(run)), parting.charge, parting.why, 0)
 
 
-def setback(run: Run, conclusion: Conclusion) -> Release:
-    """The same for a failure that another try may mend; should this have been the last try, it ends with `conclusion`."""
+def setback(run: Run, conclusion: Conclusion, least_s: float) -> Release:
+    """The same for a failure that another try may mend, after `least_s` at the soonest; should this have been the last try,
+    it ends with `conclusion`."""
     end = ending(run, conclusion)
-    return Release(*tail(run, used(run)), "failure", conclusion.why, jitter(), end.status, end.result, end.finished)
+    made = tail(run, used(run))
+    least_ms = int(least_s * 1000)
+    return Release(*made, "failure", conclusion.why, jitter(), end.status, end.result, end.finished, least_ms)
 
 
 def untouched(hand: Hand, published: int, parting: Parting) -> Release:
@@ -140,21 +155,30 @@ def used(run: Run, usage: Raw = NULL) -> int:
     except msgspec.DecodeError:
         counted = None
     if counted is not None:
-        return max(0, counted.prompt_tokens) + max(0, counted.completion_tokens)
+        return counted.used
     return sum(len(chunk.tokens) + len(chunk.prompt) for chunk in run.chunks)
 
 
 def _failed(answer: Answer) -> Conclusion:
+    """The engine's own words stay as they are, as long as they are JSON."""
     try:
         error = _failure.decode(answer.body).error
+    except msgspec.ValidationError:
+        error = _reworded(answer)
     except (msgspec.DecodeError, UnicodeDecodeError):
         answer = failure(f"The engine answered {answer.status} with something that is not an error in JSON.")
         error = _failure.decode(answer.body).error
     return Conclusion(status=answer.status, result=answer.body, error=error)
 
 
-def _read(body: bytes) -> _Whole:
-    try:
-        return _whole.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return _Whole()
+def _reworded(answer: Answer) -> ErrorBody:
+    """An error in another shape than the OpenAI API's, such as FastAPI's `{"detail": ...}`."""
+    told = msgspec.json.decode(answer.body)
+    for name in ("error", "detail", "message"):
+        told = told.get(name, told) if isinstance(told, dict) else told
+    message = told if isinstance(told, str) else msgspec.json.encode(told).decode()
+    return ErrorBody(
+        message=message[:WORDS],
+        type="invalid_request_error" if answer.status < 500 else "server_error",
+        code=answer.status,
+    )

@@ -26,7 +26,9 @@ class Call(Struct, frozen=True, kw_only=True):
     route: str
     """Path of the OpenAI API, such as /v1/chat/completions."""
     body: bytes
-    """The JSON as it came, untouched."""
+    """As it came, untouched."""
+    content_type: str = ""
+    """Of the body, as HTTP says it; empty: JSON."""
     priority: int
     """0 interactive, 1 normal, 2 batch."""
     published: tuple[Chunk, ...] = ()
@@ -40,6 +42,10 @@ class Answer(Struct, frozen=True, kw_only=True):
     """HTTP status; from 400 on the task has failed, and `body` is the error as the engine put it."""
     body: bytes
     """The whole response; empty when it was streamed."""
+    content_type: str = ""
+    """Of the body, as HTTP says it; empty: JSON."""
+    retry_after_s: float = 0
+    """What an engine over HTTP asks to be left alone for, with a refusal; 0: it did not say."""
 
 
 class Capacity(Struct, frozen=True, kw_only=True):

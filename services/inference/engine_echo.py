@@ -1,6 +1,7 @@
 """A deterministic engine: it answers with the words of the last user message. It ships, for tests and for load.
 
 Answers and errors have the shape of vLLM's. What it cannot honour it refuses, so a test that passes here means something.
+Beside chats and completions it serves responses and messages (echo_answers.py), and vectors, counts and sounds (echo_media.py).
 
 With `faults` a message whose first word is one of these makes trouble instead, for testing clients and retries:
 
@@ -16,63 +17,20 @@ and the engine counts as one over HTTP, whose refusals open its circuit breaker 
 
 import asyncio
 import os
-import re
-import zlib
 from collections.abc import AsyncGenerator
-from typing import Any
 
 import msgspec
-from msgspec import Struct
 
-from services.inference.engine import Answer, Call, CannotResume, Capacity, Chunk, EngineDead
-from shared.clock import now_ms
-from shared.request import CHAT, COMPLETIONS
+from services.inference.echo_answers import REPLIES, Reply
+from services.inference.echo_body import PLAIN, REFUSED, Body
+from services.inference.echo_media import Refused, make
+from services.inference.engine import Answer, Call, Capacity, Chunk, EngineDead
+from shared.errors import InvalidRequest
 
 SLOTS = 256
 """Enough to hide a round trip to Redis at 5,000 tasks/s."""
-_WORD = re.compile(r"\s*\S+|\s+")
-
-
-class Part(Struct):
-    text: str = ""
-
-
-class Message(Struct):
-    role: str
-    content: str | list[Part] | None = None
-
-
-class StreamOptions(Struct):
-    include_usage: bool = False
-
-
-class Body(Struct):
-    model: str
-    messages: list[Message] | None = None
-    prompt: str | None = None
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    temperature: float | None = None
-    n: int | None = 1
-    logprobs: bool | int | None = None
-    stop: Any = None
-    tools: Any = None
-    response_format: Any = None
-    echo: bool | None = None
-
-    @property
-    def limit(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-
-class _Dated(Struct):
-    created: int
-
-
-_bodies = msgspec.json.Decoder(Body)
 _encode = msgspec.json.Encoder().encode
+_bodies = msgspec.json.Decoder(Body)
 
 
 class EchoEngine:
@@ -158,23 +116,36 @@ class EchoEngine:
         self._refused.discard(task_id)
         return 429 if fault == "!busy" else 0
 
-    def _read(self, call: Call) -> "_Reply | Answer":
+    def _read(self, call: Call) -> Reply | Answer:
         try:
+            kind = REPLIES.get(call.route)
+            if kind is None:
+                return self._make(call)
             asked = _bodies.decode(call.body)
         except msgspec.DecodeError as error:  # wrong types too, and then with the field's path
             text, _, path = str(error).partition(" - at `$.")
             return _refuse(400, text, "Bad Request", f"body.{path.rstrip('`')}" if path else None)
-        if asked.model != self._model:
+        if asked.model not in (None, self._model):
             message = f"The model `{asked.model}` does not exist. Valid aliases: {self._model}."
             return _refuse(404, message, "NotFoundError", "model")
-        if fault := _missing(call.route, asked) or _not_honoured(asked):
+        if fault := _missing(kind, asked) or _not_honoured(asked):
             return _refuse(400, *fault)
-        reply = _Reply(call, asked)
+        reply = kind(call, asked, self._model)
         if self._faults and (status := self._busy(reply.first_word, call.task_id)):
             return _refuse(status, "The echo engine was told to be busy.", "OverloadedError", None)
         return self._fit(reply)
 
-    def _fit(self, reply: "_Reply") -> "_Reply | Answer":
+    def _make(self, call: Call) -> Answer:
+        """What is not made of words. Raises: msgspec.DecodeError."""
+        try:
+            made = make(call, self._model, self._max_model_len)
+        except Refused as refused:
+            return _refuse(400, str(refused), "BadRequestError", refused.param)
+        except InvalidRequest as error:
+            return _refuse(400, str(error), "Bad Request", error.param)
+        return made or _refuse(404, f"The echo engine does not serve {call.route}.", "NotFoundError", "route")
+
+    def _fit(self, reply: Reply) -> Reply | Answer:
         limit, length = reply.asked.limit, reply.prompt_tokens
         if limit is not None and limit > self._max_model_len:
             message = f"max_tokens={limit} cannot be greater than max_model_len={self._max_model_len}."
@@ -188,97 +159,13 @@ class EchoEngine:
         return reply
 
 
-class _Reply:
-    """The answer to one body, whole or in chunks of one word."""
-
-    def __init__(self, call: Call, asked: Body) -> None:
-        self.asked, self._chat = asked, call.route == CHAT
-        prompts = [_text(message) for message in asked.messages or ()] if self._chat else [asked.prompt or ""]
-        said = _WORD.findall(_last_said(asked.messages or []) if self._chat else prompts[0])
-        self.prompt_tokens = len(said) if len(prompts) == 1 else sum(len(_WORD.findall(text)) for text in prompts)
-        self.words = said[: asked.limit]
-        self.reason = "stop" if len(self.words) == len(said) else "length"
-        self._head = {
-            "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{call.task_id}",
-            "object": "chat.completion.chunk" if self._chat else "text_completion",
-            "created": _created(call.published[0]) if call.published else now_ms() // 1000,
-            "model": asked.model,
-        }
-
-    @property
-    def first_word(self) -> str:
-        return self.words[0].strip() if self.words else ""
-
-    @property
-    def usage(self) -> dict[str, int]:
-        made = len(self.words)
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "total_tokens": self.prompt_tokens + made,
-            "completion_tokens": made,
-        }
-
-    def whole(self) -> Answer:
-        text = "".join(self.words)
-        said = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": self.reason}
-        kind = "chat.completion" if self._chat else "text_completion"
-        body = _encode({**self._head, "object": kind, "choices": [choice], "usage": self.usage})
-        return Answer(status=200, body=body)
-
-    def chunks(self) -> list[Chunk]:
-        made = [Chunk(self._frame({"role": "assistant", "content": ""}, None))] if self._chat else []
-        for word in self.words:
-            said = {"content": word} if self._chat else word
-            made.append(Chunk(self._frame(said, None), (_token(word),)))
-        made.append(Chunk(self._frame({"content": ""} if self._chat else "", self.reason)))
-        if self.asked.stream_options and self.asked.stream_options.include_usage:
-            made.append(Chunk(_encode({**self._head, "choices": [], "usage": self.usage})))
-        return made
-
-    def following(self, published: tuple[Chunk, ...]) -> list[Chunk]:
-        """Raises: CannotResume."""
-        made, first = self.chunks(), len(published)
-        if [chunk.data for chunk in made[:first]] != [chunk.data for chunk in published]:
-            raise CannotResume("the chunks published are not those of this answer")
-        return made[first:]
-
-    def _frame(self, said: object, reason: str | None) -> bytes:
-        name = "delta" if self._chat else "text"
-        choice = {"index": 0, name: said, "logprobs": None, "finish_reason": reason}
-        return _encode({**self._head, "choices": [choice]})
-
-
-def _created(first: Chunk) -> int:
-    """Raises: CannotResume."""
-    try:
-        return msgspec.json.decode(first.data, type=_Dated).created
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise CannotResume("the first chunk published is none of this engine's") from None
-
-
 async def _pause(seconds: float) -> None:
     if seconds:
         await asyncio.sleep(seconds)
 
 
-def _text(message: Message) -> str:
-    content = message.content
-    return content if isinstance(content, str) else "".join(part.text for part in content or ())
-
-
-def _last_said(messages: list[Message]) -> str:
-    return next((_text(message) for message in reversed(messages) if message.role == "user"), _text(messages[-1]))
-
-
-def _token(word: str) -> int:
-    return zlib.crc32(word.encode()) & 0xFFFF
-
-
-def _missing(route: str, asked: Body) -> tuple[str, str, str] | None:
-    field = {CHAT: "messages", COMPLETIONS: "prompt"}.get(route)
-    if field is None:
-        return f"The echo engine does not serve {route}.", "BadRequestError", "route"
+def _missing(kind: type[Reply], asked: Body) -> tuple[str, str, str] | None:
+    field = kind.field
     if getattr(asked, field) in (None, []):
         return f"Field required: {field}", "Bad Request", f"body.{field}"
     return None
@@ -292,9 +179,9 @@ def _not_honoured(asked: Body) -> tuple[str, str, str] | None:
         return f"max_tokens must be at least 1, got {asked.limit}.", "BadRequestError", "max_tokens"
     if asked.n not in (None, 1):
         return "The echo engine makes one choice: n must be 1.", "BadRequestError", "n"
-    for name in ("logprobs", "stop", "tools", "response_format", "echo"):
+    for name in REFUSED:
         value = getattr(asked, name)
-        if value and value != {"type": "text"}:
+        if value and value not in PLAIN:
             return f"The echo engine does not support {name}.", "BadRequestError", name
     return None
 

@@ -30,7 +30,7 @@ from services.inference.models import resolve
 from services.inference.replay import Replay
 from services.inference.vllm_options import defaults, environment, to_flags
 from services.inference.vllm_response import Response
-from shared.config import Scalar
+from shared.engine_options import Scalar
 from shared.errors import ConfigError
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")

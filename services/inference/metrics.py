@@ -39,6 +39,12 @@ BREAKER = Gauge(
 )
 OPENED = Counter("hr_breaker_opened_total", "Times that the engine was given nothing for a while, by why", ("why",))
 RETRY_BUDGET = Gauge("hr_retry_budget", "Failures that the engine may still cause before its breaker opens")
+UPSTREAM_CALLS = Counter(
+    "hr_upstream_calls_total", "Calls that an upstream of the openai engine has answered", ("upstream", "outcome")
+)
+UPSTREAM_OPENED = Counter(
+    "hr_upstream_opened_total", "Times that an upstream was given nothing for a while, by why", ("upstream", "why")
+)
 CONTINUED = Counter(
     "hr_continued_total", "Tasks of lost attempts: gone on with (resumed) or started over (reset)", ("how",)
 )

@@ -45,6 +45,8 @@ class Room:
 
     @property
     def slots(self) -> Slots:
+        if not self._engine.capacity().slots:
+            return NO_SLOTS
         match self._breaker.state if self._breaker else State.CLOSED:
             case State.OPEN:
                 return NO_SLOTS
@@ -56,7 +58,8 @@ class Room:
     @property
     def closed(self) -> bool:
         """The engine is not to be given anything."""
-        return self._breaker is not None and self._breaker.state is State.OPEN
+        open_ = self._breaker is not None and self._breaker.state is State.OPEN
+        return open_ or not self._engine.capacity().slots
 
     @property
     def breaker(self) -> State | None:
@@ -74,6 +77,8 @@ class Room:
             self._note(self._limiter.refused(task_id))
         if not failed:
             self._limiter.ended(task_id, well=True)
+        elif not self._engine.capacity().slots:  # its upstreams rest
+            self.on_change()
         if self._breaker is None:
             return True
         generation = self._stays[task_id][1]

@@ -115,6 +115,8 @@ class Release(Tail, frozen=True):
     status: int = 0
     result: bytes = b""
     finished: bytes = b""
+    least_ms: int = 0
+    """What an upstream has asked for; the pause comes on top, so that those it has refused do not all come back at once."""
 
 
 class Retired(Struct, frozen=True):

@@ -13,4 +13,4 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     """The pool this worker belongs to; empty: the only one."""
     shard: Annotated[int, Meta(ge=0)] = 0
     engine: str = ""
-    """`vllm` or `echo`, instead of the pool's; empty: the pool's."""
+    """A name of an engine, instead of the pool's; empty: the pool's."""

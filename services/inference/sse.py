@@ -1,6 +1,12 @@
 """Takes a Server-Sent Events body apart."""
 
+import msgspec
+
+from services.inference.engine import Answer
+
 DONE = b"[DONE]"
+FAULTS = (b'{"error":', b'{"type":"error"')
+"""How the routes begin the payload of a frame that tells of a failure."""
 
 
 class Frames:
@@ -17,3 +23,22 @@ class Frames:
 def _payload(frame: bytes) -> bytes:
     """Other fields are left out: an `event:` is repeated in its data by every route that sends one."""
     return b"\n".join(line[5:].lstrip(b" ") for line in frame.splitlines() if line.startswith(b"data:"))
+
+
+def fault_in(payload: bytes) -> Answer | None:
+    """The end that a frame tells of, as an error in the shape of a whole answer; None: it is a chunk like others."""
+    if not payload.startswith(FAULTS):
+        return None
+    try:
+        told = msgspec.json.decode(payload, type=dict)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    error = told.get("error") or {name: told.get(name) for name in ("message", "code", "param")}
+    if not isinstance(error, dict):
+        return None
+    code = error.get("code")
+    known = {"message": "The engine failed.", "type": "server_error"} | {
+        k: v for k, v in error.items() if v is not None
+    }
+    status = code if isinstance(code, int) and 400 <= code < 600 else 500
+    return Answer(status=status, body=msgspec.json.encode({"error": known}))

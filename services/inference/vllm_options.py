@@ -4,7 +4,7 @@ import difflib
 import os
 from collections.abc import Collection, Mapping
 
-from shared.config import Scalar
+from shared.engine_options import Scalar
 from shared.errors import ConfigError
 
 CPU_SEQUENCES = 24

@@ -25,6 +25,7 @@ from services.inference.continuing import Base, going_on, made_anew
 from services.inference.emitter import Emitter
 from services.inference.ending import RETRIED, Conclusion, conclude, ending, failure, parting, setback, untouched
 from services.inference.engine import Answer, Call, CannotResume, Chunk, Engine, EngineDead
+from services.inference.responding import as_ours
 from services.inference.restoring import restore, tell
 from services.inference.room import UPSTREAM_OPEN, Room
 from services.inference.run import (
@@ -47,6 +48,7 @@ from shared.clock import monotonic_s
 from shared.config import Config
 from shared.errors import BusError
 from shared.lifecycle import Lane
+from shared.routes import RESPONSES
 
 log = logging.getLogger(__name__)
 
@@ -232,8 +234,16 @@ class Worker:
 
     def _ask(self, run: Run, published: tuple[Chunk, ...] = ()) -> AsyncGenerator[Chunk | Answer, None]:
         priority = run.task.lane.priority
-        call = Call(task_id=run.id, route=run.task.route, body=run.body, priority=priority, published=published)
-        return self._engine.run(call)
+        call = Call(
+            task_id=run.id,
+            route=run.task.route,
+            body=run.body,
+            content_type=run.task.content_type,
+            priority=priority,
+            published=published,
+        )
+        pieces = self._engine.run(call)
+        return pieces if run.task.route != RESPONSES else as_ours(pieces, run.id, run.task.response)
 
     async def _take(self, run: Run, pieces: AsyncGenerator[Chunk | Answer | Base, None]) -> Answer:
         """Publish what comes, until the answer. Raises: EngineDead, CannotResume, Fenced, BusError."""
@@ -274,7 +284,9 @@ class Worker:
         await self._emitter.settle(run)
         conclusion = self._conclude(run, answer)
         if retried:
-            outcome = await self._last_word(run, self._releases.add, lambda: setback(run, conclusion))
+            outcome = await self._last_word(
+                run, self._releases.add, lambda: setback(run, conclusion, answer.retry_after_s)
+            )
             metrics.GIVEN_UP.labels(conclusion.reason, outcome).inc()
             return
         if await self._last_word(run, self._endings.add, lambda: ending(run, conclusion)) == "ok":

@@ -45,6 +45,8 @@ class Answer:
             self._news.set()
 
     def on_event(self, position: EntryId, event: Event) -> None:
+        if isinstance(event, Reset):
+            self._events.clear()  # what the attempts before made, and nobody has read
         if not self._events:  # what is delivered next is the first of them
             self.served.on_event(event)
         if isinstance(event, Finished) and not self.finished.done():

@@ -13,9 +13,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.ingress import models, served, templates
 from services.ingress.attendance import INTERVAL_S, Attendance
 from services.ingress.auth import Auth
+from services.ingress.batches import BatchDoor
 from services.ingress.dead import Dead
+from services.ingress.files import FileRoutes
 from services.ingress.http import header
 from services.ingress.openai import OpenAI
+from services.ingress.responses import Responses
 from services.ingress.settings import Settings
 from services.ingress.tasks import Links, Tasks
 from shared import config
@@ -24,14 +27,16 @@ from shared.bus.tail import Tail, Tails
 from shared.cancel import Canceller
 from shared.config import Config
 from shared.errors import ErrorBody
+from shared.files import Files
 from shared.ids import new_nonce
 from shared.lifespan import HttpServer, announce_ready, stop_requested
 from shared.messages import encode
+from shared.objects import Objects
 from shared.origins import origin_pattern
 from shared.periodic import Periodic
 from shared.probes import Loop, passing, probe_routes
 from shared.reload import watching
-from shared.request import ROUTES
+from shared.routes import RESPONSES, ROUTES
 from shared.submit import Submitter
 
 
@@ -68,18 +73,36 @@ def build(bus: Bus, deployment: Config, settings: Settings, tails: Tails, attend
     links = Links(settings.notifier_url)
     tasks = Tasks(bus, deployment, links, tails, submitter, auth)
     dead = Dead(bus, deployment, links, submitter, auth)
-    hot = {route: openai.endpoint(route) for route in ROUTES} | {"/v1/tasks": tasks.submit}
+    objects = Objects(settings.objects_url) if settings.objects_url else None
+    kept = Files(bus, objects, deployment.limits.files_kept_s)
+    files, batches = FileRoutes(deployment, kept, auth), BatchDoor(bus, deployment, kept, auth)
+    responses = Responses(bus, deployment, tails, openai, Canceller(bus, deployment), auth)
+    hot = {route: openai.endpoint(route) for route in ROUTES}
+    hot |= {RESPONSES: responses.create, "/v1/tasks": tasks.submit}
     routes: list[BaseRoute] = [
         *(Route(path, app, methods=["POST"]) for path, app in hot.items()),
         Route("/v1/tasks", tasks.list, methods=["GET"]),
         Route("/v1/tasks/{id}", tasks.show, methods=["GET"]),
         Route("/v1/tasks/{id}/cancel", tasks.cancel, methods=["POST"]),
+        Route("/v1/tasks/{id}/result", tasks.result, methods=["GET"]),
+        Route("/v1/responses/{id}", responses.show, methods=["GET"]),
+        Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
+        Route("/v1/responses/{id}/cancel", responses.cancel, methods=["POST"]),
         Route("/v1/dead", dead.list, methods=["GET"]),
         Route("/v1/dead/requeue", dead.requeue_many, methods=["POST"]),
         Route("/v1/dead/drop", dead.drop_many, methods=["POST"]),
         Route("/v1/dead/{entry}", dead.show, methods=["GET"]),
         Route("/v1/dead/{entry}", dead.drop, methods=["DELETE"]),
         Route("/v1/dead/{entry}/requeue", dead.requeue, methods=["POST"]),
+        Route("/v1/files", files.create, methods=["POST"]),
+        Route("/v1/files", files.list, methods=["GET"]),
+        Route("/v1/files/{id}", files.show, methods=["GET"]),
+        Route("/v1/files/{id}", files.delete, methods=["DELETE"]),
+        Route("/v1/files/{id}/content", files.content, methods=["GET"]),
+        Route("/v1/batches", batches.create, methods=["POST"]),
+        Route("/v1/batches", batches.list, methods=["GET"]),
+        Route("/v1/batches/{id}", batches.show, methods=["GET"]),
+        Route("/v1/batches/{id}/cancel", batches.cancel, methods=["POST"]),
         Route("/v1/models", models.listing(deployment, auth), methods=["GET"]),
         Route("/v1/templates", templates.listing(deployment, auth), methods=["GET"]),
         *probe_routes(*map(passing, tails)),

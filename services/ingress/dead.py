@@ -10,7 +10,18 @@ from starlette.types import Receive, Scope, Send
 
 from services.ingress.auth import Auth, may_see
 from services.ingress.http import Endpoint, query, read_body, respond
-from services.ingress.letters import ANY, REPLY, Address, Letter, Scan, Wanted, parse_address, read_letter
+from services.ingress.letters import (
+    ANY,
+    REPLY,
+    TASK,
+    WEBHOOK,
+    Address,
+    Letter,
+    Scan,
+    Wanted,
+    parse_address,
+    read_letter,
+)
 from services.ingress.tasks import Links, page_limit, respond_accepted, shards_of
 from shared.bus.client import Bus
 from shared.bus.streams import append
@@ -25,13 +36,14 @@ from shared.errors import (
     TaskNotFound,
 )
 from shared.ids import derived_task_id, place_of
-from shared.keys import keys_of
+from shared.keys import WEBHOOKS_GONE, keys_of
 from shared.lifecycle import State
-from shared.messages import NULL, Task, encode
+from shared.messages import NULL, Task, decode_delivery, encode
 from shared.payer import Payer
 from shared.record import Attempt
 from shared.request import again
 from shared.submit import Submitter
+from shared.webhooks import announce, destination, gone_mark
 
 TOO_MANY = 429
 FILTERS = {"pool": ANY, "code": ANY, "model": ANY, "after": ""}
@@ -43,7 +55,7 @@ class LetterView(Struct, kw_only=True, omit_defaults=True, tag_field="object", t
     id: str
     kind: str
     task: str
-    """Our id of the task that was given up, or whose reply could not be delivered."""
+    """Our id of the task that was given up, or whose reply or webhook could not be delivered."""
     code: str
     reason: str
     model: str = ""
@@ -84,7 +96,7 @@ class Dead:
     async def _requeue_one(self, scope: Scope, receive: Receive, send: Send) -> None:
         letter = await self._named(scope)
         task_id, state = await self._requeue(letter)
-        more = {"requeued_from": letter.task_id} if letter.kind != REPLY else {}
+        more = {"requeued_from": letter.task_id} if letter.kind == TASK else {}
         await respond_accepted(send, task_id, state, self._links, **more)
 
     async def _drop_one(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -175,7 +187,8 @@ class Dead:
 
     async def _requeue(self, letter: Letter) -> tuple[str, State]:
         """The letter goes last: whoever is stopped in between asks again, and makes nothing twice. Raises: RequestError."""
-        again = await (self._send_again(letter) if letter.kind == REPLY else self._run_again(letter))
+        ways = {REPLY: self._send_again, WEBHOOK: self._tell_again}
+        again = await ways.get(letter.kind, self._run_again)(letter)
         await self._drop(letter.address)
         return again
 
@@ -199,6 +212,18 @@ class Dead:
         await append(self._bus, keys.outbox, {"t": letter.task_id})
         return letter.task_id, State(state.decode())
 
+    async def _tell_again(self, letter: Letter) -> tuple[str, State]:
+        """A place that answered 410 is asked anew."""
+        try:
+            delivery = decode_delivery(letter.delivery)
+            state = State(delivery.event.rpartition(".")[2])
+        except (msgspec.MsgspecError, ValueError):
+            raise InvalidRequest(f"The letter {letter.address} holds no event that can be read.", param="id") from None
+        if (place := destination(self._config.policy, delivery.tenant, delivery.to)) is not None:
+            await self._bus.commands.call("ZREM", WEBHOOKS_GONE, gone_mark(place))
+        await announce(self._bus, delivery)
+        return letter.task_id, state
+
 
 def view(letter: Letter) -> LetterView:
     address = letter.address
@@ -216,9 +241,9 @@ def view(letter: Letter) -> LetterView:
 
 
 def json_of(body: bytes) -> Raw:
-    """The body as it came; as text if it is not UTF-8 in a place that no door has to read."""
+    """The body as it came; as text if it is no JSON, as a form is, or not UTF-8 in a place that no door has to read."""
     try:
         body.decode()
-    except UnicodeDecodeError:
+        return msgspec.json.decode(body, type=Raw) if body else NULL
+    except (UnicodeDecodeError, msgspec.DecodeError):
         return Raw(encode(body.decode(errors="replace")))
-    return Raw(body) if body else NULL

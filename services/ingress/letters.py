@@ -13,7 +13,7 @@ from shared.keys import ShardKeys, shard_keys
 from shared.messages import Task, decode_task
 from shared.record import Attempt
 
-TASK, REPLY = "task", "reply"
+TASK, REPLY, WEBHOOK = "task", "reply", "webhook"
 ANY = "*"
 READ = 10
 """Letters of a shard that are read at once: each may hold a body of 4 MiB."""
@@ -57,7 +57,7 @@ def parse_address(text: str) -> Address | None:
 class Letter(Struct, frozen=True, kw_only=True):
     address: Address
     kind: str
-    """`task`: a task that was given up. `reply`: a reply that could not be delivered."""
+    """`task`: a task that was given up. `reply`: a reply that could not be delivered. `webhook`: an event that could not."""
     task_id: str
     code: str
     reason: str
@@ -65,8 +65,10 @@ class Letter(Struct, frozen=True, kw_only=True):
     tenant: str
     """Empty: it cannot be read whose it is."""
     task: Task | None
-    """None in the letter of a reply, and in one that cannot be read."""
+    """None in the letter of a reply or a webhook, and in one that cannot be read."""
     body: bytes
+    delivery: bytes = b""
+    """In the letter of a webhook: the message that its stream is given again."""
 
 
 class Wanted(Struct, frozen=True):
@@ -163,6 +165,7 @@ def read_letter(shard: ShardKeys, entry: bytes, values: list[bytes]) -> Letter:
         tenant=text(b"tenant") if task is None else task.tenant,
         task=task,
         body=fields.get(b"body", b""),
+        delivery=fields.get(b"delivery", b""),
     )
 
 

@@ -1,4 +1,4 @@
-"""The OpenAI API's own routes: the answer comes as if the engine had been asked directly."""
+"""The engine's own routes: the answer comes as if the engine had been asked directly."""
 
 from contextlib import nullcontext
 
@@ -8,7 +8,8 @@ from services.ingress import metrics
 from services.ingress.answers import Answer, Waiting, result_of
 from services.ingress.attendance import Attendance, Presence
 from services.ingress.auth import TENANT_HEADER, Auth
-from services.ingress.http import EVENT_STREAM, Endpoint, header, read_body, respond, retry_advice, start
+from services.ingress.http import EVENT_STREAM, JSON, Endpoint, header, read_body, respond, retry_advice, start
+from services.ingress.streams import DONE, error_frames, frames_of, typed
 from shared import request
 from shared.bus.client import Bus
 from shared.bus.tail import Tails
@@ -18,13 +19,17 @@ from shared.config import Config
 from shared.errors import ErrorBody
 from shared.ids import place_of
 from shared.lifecycle import State
-from shared.messages import Chunks, Reset, Resumed, encode
+from shared.messages import Chunks, Finished, Reset, Response, Resumed
+from shared.payer import Payer
 from shared.reading import unknown_name
+from shared.request import Request
+from shared.routes import ROUTES
 from shared.submit import Submitter
 from shared.wishes import NO_WISHES, Wishes
 
-DONE = b"data: [DONE]\n\n"
 OURS = b"x-headrace-"
+OUR_ENDS = (State.CANCELLED, State.EXPIRED)
+"""No engine has worded them."""
 WISHES = {f"x-headrace-{field.replace('_', '-')}": field for field in Wishes.__struct_fields__}
 """Headers that say what a body of the OpenAI API cannot."""
 
@@ -43,40 +48,79 @@ class OpenAI:
         return Endpoint(route, handle)
 
     async def _answer(self, route: str, scope: Scope, receive: Receive, send: Send) -> None:
-        asked_at_s = monotonic_s()
         payer = self._auth.payer(scope)
         body = await read_body(scope, receive, self._config.limits.body_bytes)
+        asked = self.asked(route, scope, payer, body)
+        await self.carry_out(asked, receive, send)
+
+    def asked(
+        self,
+        route: str,
+        scope: Scope,
+        payer: Payer,
+        body: bytes,
+        *,
+        attached: bool = True,
+        response: Response | None = None,
+    ) -> Request:
+        """What a body and the headers beside it ask for. Raises: RequestError."""
         key = header(scope, b"idempotency-key")
-        asked = request.from_openai(
-            self._config, payer, route, body, task_id=key, attached=not key, wishes=wishes_of(scope)
-        )
+        return request.from_openai(
+            self._config, payer, route, body, task_id=key, attached=attached and not key, wishes=wishes_of(scope),
+            content_type=header(scope, b"content-type"), response=response,
+        )  # fmt: skip
+
+    async def submit(self, asked: Request) -> str:
+        """The id of the task, whose client does not wait. Raises: RequestError."""
+        submitted = await self._submitter.submit(asked, self._submitter.new_id(asked))
+        if submitted.new:
+            metrics.SUBMITTED.labels(place_of(submitted.id).pool, asked.task.lane).inc()
+        return submitted.id
+
+    async def carry_out(self, asked: Request, receive: Receive, send: Send) -> None:
+        """Make the task, and answer with what it brings."""
+        asked_at_s = monotonic_s()
+        task = asked.task
         task_id = self._submitter.new_id(asked)
-        decided = not key and not asked.fallbacks
+        decided = not task.task_id and not asked.fallbacks
         if not decided:  # the key may be bound to an older task, a full pool gives it to another: it is caught up with
             task_id = (await self._submitter.submit(asked, task_id)).id
-        new = asked.task if decided else None
-        waiting = Waiting(self._bus, self._tails, task_id, chunks=asked.task.streamed, new=new)
-        with waiting as answer, nullcontext() if key else self._attendance.hold(answer):
+        waiting = Waiting(self._bus, self._tails, task_id, chunks=task.streamed, new=task if decided else None)
+        with waiting as answer, self._attendance.hold(answer) if task.attached else nullcontext():
             if decided:
                 await self._submitter.submit(asked, task_id)
-            metrics.SUBMITTED.labels(asked.pool if decided else place_of(task_id).pool, asked.task.lane).inc()
+            metrics.SUBMITTED.labels(asked.pool if decided else place_of(task_id).pool, task.lane).inc()
             with Presence(receive, answer.abandon):
-                if asked.task.streamed:
-                    await self._stream(route, answer, send, asked_at_s)
+                if task.streamed:
+                    await self.stream(task.route, answer, send, asked_at_s)
                 else:
-                    await self._whole(answer, send)
-        metrics.ANSWERED.labels(route).observe(monotonic_s() - asked_at_s)
+                    await self._whole(task.route, answer, send)
+        metrics.ANSWERED.labels(task.route).observe(monotonic_s() - asked_at_s)
 
-    async def _whole(self, answer: Answer, send: Send) -> None:
+    async def _whole(self, route: str, answer: Answer, send: Send) -> None:
         finished = await answer.finished
-        result = await result_of(self._bus, answer.task_id, finished)
-        await respond(send, finished.status, result, headers=[*answer.served.headers(), *retry_advice(finished.error)])
+        await self._respond(route, answer, finished, send)
 
-    async def _stream(self, route: str, answer: Answer, send: Send, asked_at_s: float) -> None:
-        """Chunks as they come. A failure before the first one is an ordinary error, as the engine itself answers it."""
+    async def _respond(self, route: str, answer: Answer, finished: Finished, send: Send) -> None:
+        result = await result_of(self._bus, answer.task_id, finished)
+        if finished.state in OUR_ENDS and ROUTES[route].typed_errors:
+            result = typed(result)
+        await respond(
+            send,
+            finished.status,
+            result,
+            content_type=finished.content_type.encode("latin-1") or JSON,
+            headers=[*answer.served.headers(), *retry_advice(finished.error)],
+        )
+
+    async def stream(self, route: str, answer: Answer, send: Send, asked_at_s: float, *, after: int = -1) -> None:
+        """Chunks as they come. A failure before the first one is an ordinary error, as the engine itself answers it.
+
+        `after`: only events of a higher `sequence_number` (Responses API).
+        """
         events = await answer.next()
         if not events:
-            await self._ended_unstreamed(route, answer, send)
+            await self._ended_unstreamed(route, answer, send, after)
             return
         metrics.FIRST_BYTE.labels(route).observe(monotonic_s() - asked_at_s)
         headers = [*answer.served.headers(), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
@@ -87,44 +131,41 @@ class OpenAI:
                 match event:
                     case Chunks():
                         sent = event.last
-                        frames = b"".join(b"data: %b\n\n" % bytes(chunk) for chunk in event.chunks)
+                        frames = frames_of(route, map(bytes, event.chunks), after=after)
                         await send({"type": "http.response.body", "body": frames, "more_body": True})
                     case Reset() if sent:
-                        await self._broken_off(send)
+                        await self._end(send, error_frames(route, BROKEN_OFF))
                         return
                     case Reset() | Resumed():
                         pass
             events = await answer.next()
-        await self._end(answer, send)
-
-    async def _end(self, answer: Answer, send: Send) -> None:
         finished = answer.finished.result()
-        tail = DONE
-        if finished.state is not State.COMPLETED and finished.error is not None:
-            tail = b"data: %b\n\n%b" % (encode({"error": finished.error}), DONE)
-        await send({"type": "http.response.body", "body": tail})
-
-    async def _broken_off(self, send: Send) -> None:
-        """An OpenAI stream has no word for starting over; the whole answer can still be had by the task's id."""
-        error = ErrorBody(
-            message="The worker was lost and the answer starts over; read it whole at /v1/tasks/<x-headrace-task>.",
-            type="server_error",
-            code="stream_reset",
+        failed = finished.error if finished.state is not State.COMPLETED else None
+        await self._end(
+            send, error_frames(route, failed) if failed is not None else DONE if ROUTES[route].done else b""
         )
-        await send({"type": "http.response.body", "body": b"data: %b\n\n%b" % (encode({"error": error}), DONE)})
 
-    async def _ended_unstreamed(self, route: str, answer: Answer, send: Send) -> None:
-        """It failed before its first chunk, or ended so long ago that its chunks are gone."""
+    async def _end(self, send: Send, body: bytes) -> None:
+        await send({"type": "http.response.body", "body": body})
+
+    async def _ended_unstreamed(self, route: str, answer: Answer, send: Send, after: int) -> None:
+        """It failed before its first chunk, or ended so long ago that its chunks are gone; or its answer is none in JSON."""
         finished = answer.finished.result()
+        if finished.status >= 400 or finished.content_type:
+            await self._respond(route, answer, finished, send)
+            return
         result = await result_of(self._bus, answer.task_id, finished)
-        if finished.status < 400:
-            frames = b"".join(b"data: %b\n\n" % chunk for chunk in disassemble(route, result))
-            await send(start(200, EVENT_STREAM, answer.served.headers()))
-            await send({"type": "http.response.body", "body": frames + DONE})
-        else:
-            await respond(
-                send, finished.status, result, headers=[*answer.served.headers(), *retry_advice(finished.error)]
-            )
+        frames = frames_of(route, disassemble(route, result), after=after, whole=True)
+        await send(start(200, EVENT_STREAM, answer.served.headers()))
+        await self._end(send, frames + (DONE if ROUTES[route].done else b""))
+
+
+BROKEN_OFF = ErrorBody(
+    message="The worker was lost and the answer starts over; read it whole at /v1/tasks/<x-headrace-task>.",
+    type="server_error",
+    code="stream_reset",
+)
+"""These streams have no word for starting over; the whole answer can still be had by the task's id."""
 
 
 def wishes_of(scope: Scope) -> Wishes:

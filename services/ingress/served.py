@@ -4,7 +4,7 @@ import string
 from urllib.parse import quote
 
 from services.ingress.http import Headers
-from shared.messages import Chunks, Event, Finished, Started, Task
+from shared.messages import Chunks, Event, Finished, Reset, Started, Task
 from shared.record import Record
 
 NAMES = ("task", "model", "variant", "worker", "attempt", "cache")
@@ -33,7 +33,7 @@ class Served:
         match event:
             case Started():
                 self.worker, self.attempt = event.worker, event.attempt
-            case Chunks():
+            case Chunks() | Reset():
                 self._made_by(event.attempt)
             case Finished():
                 self._made_by(event.attempt)

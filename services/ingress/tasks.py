@@ -8,18 +8,18 @@ from starlette.types import Receive, Scope, Send
 from services.ingress import metrics
 from services.ingress.answers import Waiting
 from services.ingress.auth import Auth, may_see
-from services.ingress.http import Endpoint, header, query, read_body, respond
+from services.ingress.http import JSON, Endpoint, header, query, read_body, respond
 from services.ingress.places import tell_places
 from shared import request
 from shared.bus.client import Bus
 from shared.bus.tail import Tails
 from shared.cancel import Canceller
 from shared.config import Config
-from shared.errors import ErrorBody, InvalidRequest, TaskNotFound
+from shared.errors import ErrorBody, InvalidRequest, NotEnded, TaskNotFound
 from shared.ids import place_of
 from shared.keys import ShardKeys, keys_of, shard_keys
 from shared.lifecycle import Lane, State
-from shared.messages import NULL, encode
+from shared.messages import NULL, elsewhere, encode
 from shared.payer import Payer
 from shared.place import Outlooks, Why
 from shared.record import FIELDS, Attempt, Record, parse_record
@@ -77,6 +77,7 @@ class TaskView(Struct, kw_only=True, omit_defaults=True, tag_field="object", tag
     finish_reason: str | None = None
     usage: Raw = NULL
     result: Raw = NULL
+    """The engine's answer; if that is not JSON, its `content_type`, `bytes` and `url`."""
     error: ErrorBody | None = None
     context: Raw = NULL
     metadata: Raw = NULL
@@ -109,6 +110,7 @@ class Tasks:
         self.show = Endpoint("/v1/tasks/{id}", self._show)
         self.cancel = Endpoint("/v1/tasks/{id}/cancel", self._cancel)
         self.list = Endpoint("/v1/tasks", self._list)
+        self.result = Endpoint("/v1/tasks/{id}/result", self._bytes)
 
     async def _submit(self, scope: Scope, receive: Receive, send: Send) -> None:
         payer = self._auth.payer(scope)
@@ -132,6 +134,22 @@ class Tasks:
         if record.finished is not None:
             view.result = await self._result(task_id, record)
         await respond(send, 200, encode(view), headers=[(b"x-headrace-task", task_id.encode())])
+
+    async def _bytes(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The result as the engine made it, with its content type and status: what is not JSON is had here alone."""
+        task_id, payer = scope["path_params"]["id"], self._auth.payer(scope)
+        query(scope, {})
+        record = await self._record(task_id, payer)
+        finished = record.finished
+        if not record.state.terminal:
+            raise NotEnded(task_id, record.state)
+        keys, _ = keys_of(task_id)
+        result = await self._bus.bulk.call("HGET", keys.task(task_id), "result")
+        if result is None or finished is None:
+            raise TaskNotFound(task_id)
+        kind = finished.content_type.encode("latin-1") or JSON
+        headers = [(b"x-headrace-task", task_id.encode())]
+        await respond(send, finished.status, result, content_type=kind, headers=headers)
 
     async def _cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
         """200 with the state after it; 202 for a task that is not here yet, and is not going to run when it comes."""
@@ -188,6 +206,9 @@ class Tasks:
         if record.state is not State.COMPLETED:
             return NULL
         keys, _ = keys_of(task_id)
+        if record.finished is not None and (kind := record.finished.content_type):
+            size = await self._bus.read("HSTRLEN", keys.task(task_id), "result")
+            return Raw(encode(elsewhere(task_id, size, kind))) if size else NULL
         result = await self._bus.read("HGET", keys.task(task_id), "result")
         return Raw(result) if result else NULL
 

@@ -12,6 +12,7 @@ from services.notifier.outbox import Outbox
 from services.notifier.settings import Settings
 from services.notifier.socket import Sockets
 from services.notifier.sse import Events
+from services.notifier.webhooks import Webhooks
 from shared import config, keys
 from shared.bus.client import Bus
 from shared.bus.consume import Consumer
@@ -34,7 +35,10 @@ async def run(settings: Settings) -> None:
     stop = stop_requested()
     deployment = config.load(settings.config)
     replica = f"notifier-{new_nonce()}"
-    async with Bus(settings.redis_url, name=replica, safety=deployment) as bus:
+    async with (
+        Bus(settings.redis_url, name=replica, safety=deployment) as bus,
+        Webhooks(bus, deployment, replica) as webhooks,
+    ):
         tails = [
             Tail(bus, pool=name, shard=shard, partitions=pool.partitions, replica=replica)
             for name, pool in deployment.pools.items()
@@ -50,7 +54,8 @@ async def run(settings: Settings) -> None:
         canceller, origins = Canceller(bus, deployment), origin_pattern(settings.origins)
         sockets = Sockets(bus, Tails(tails), line, canceller, settings, origins)
         events = Events(bus, Tails(tails), line, settings.heartbeat_s)
-        await serve(settings, stop, sockets, events, tails, [*consumers, line.refreshing(), watching(deployment)])
+        others: list[Loop] = [*consumers, webhooks.consumer, webhooks.upkeep, line.refreshing(), watching(deployment)]
+        await serve(settings, stop, sockets, events, tails, others)
 
 
 async def serve(

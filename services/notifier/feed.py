@@ -5,8 +5,6 @@ import logging
 from collections.abc import Callable
 from typing import Any, assert_never
 
-from msgspec import Raw
-
 from services.notifier import metrics
 from services.notifier.frames import Data, Done, Err, Fail, Live, Outbound, Reset, Status, Sync, place_info
 from services.notifier.line import Line, has_changed
@@ -18,7 +16,7 @@ from shared.chunks import deltas, first_text
 from shared.clock import monotonic_s
 from shared.errors import BusError, ErrorBody
 from shared.lifecycle import State
-from shared.messages import NULL, Chunks, Event, Finished, Pending, Resumed, Started
+from shared.messages import NULL, Chunks, Event, Finished, Pending, Resumed, Started, result_in_json
 from shared.messages import Reset as ResetEvent
 from shared.place import Outlook
 from shared.record import Record
@@ -177,8 +175,8 @@ class Feed:
         head = self._head()
         if event.state is State.COMPLETED:
             done = Done(**head, n=event.last, finish=event.finish_reason, usage=event.usage)
-            if result is not None and self._form == "chunks":
-                done.result = Raw(result)
+            if result is not None and (self._form == "chunks" or event.content_type):
+                done.result = result_in_json(self.task_id, result, event.content_type)
             elif result is not None:
                 done.text = first_text(result) or ""
             self._push(done)

@@ -1,14 +1,13 @@
-"""What must leave a shard: replies for other systems, to their own streams; what tasks have used, to their tenants' quotas.
+"""What must leave a shard: replies for other systems, to their own streams; what tasks have used, to their tenants' quotas;
+news of their ends, to webhooks (services/notifier/webhooks.py delivers them).
 
 The outbox holds ids; all of it is made from the task's hash. At least once: a crash before the acknowledgement writes a reply
-again, with the same `event`, and settles again, which changes nothing.
+again, with the same `event`, a delivery with the same `webhook-id`, and settles again, which changes nothing.
 """
 
 import asyncio
 import logging
 from collections.abc import Sequence
-
-from msgspec import Raw
 
 from services.notifier import metrics
 from shared.bus.client import Bus
@@ -19,10 +18,11 @@ from shared.chunks import first_text
 from shared.errors import BusError, HeadraceError, WrongKeyType
 from shared.keys import ShardKeys
 from shared.lifecycle import State
-from shared.messages import NULL, Reply
+from shared.messages import NULL, Delivery, Reply, encode, result_in_json
 from shared.quota import Quotas
 from shared.record import FIELDS, Record, parse_record
 from shared.replies import send_reply
+from shared.webhooks import announce, message_id
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ class Outbox:
         left = [self._reply(task_id, record, result)] if record.task.reply_to else []
         if metered:
             left.append(self._settle(task_id, record, int(used or 0)))
+        if record.task.webhook:
+            left.append(self._tell(task_id, record))
         return next((error for error in await asyncio.gather(*left) if error is not None), None)
 
     async def _reply(self, task_id: str, record: Record, result: bytes | None) -> BusError | None:
@@ -82,12 +84,37 @@ class Outbox:
             return error
         return None
 
-    async def _bury(self, task_id: str, tenant: str, reason: str) -> BusError | None:
-        log.error("the reply of %s cannot be delivered: %s", task_id, reason)
-        metrics.REPLIES.labels("dead").inc()
+    async def _tell(self, task_id: str, record: Record) -> BusError | None:
+        if not record.state.terminal:
+            return None
+        task = record.task
+        delivery = Delivery(
+            id=message_id(task_id, str(record.epoch)),
+            event=f"task.{record.state}",
+            to=task.webhook,
+            tenant=task.tenant,
+            at_ms=record.finished_at_ms,
+            task=task_id,
+        )
         try:
-            letter: dict[Arg, Arg] = {"k": "reply", "t": task_id, "code": "reply_undeliverable", "reason": reason}
+            await announce(self._bus, delivery)
+        except WrongKeyType as error:
+            reason = f"the stream of webhooks holds a type that is not a stream: {error}"
+            return await self._bury(task_id, task.tenant, reason, delivery)
+        except BusError as error:
+            return error
+        return None
+
+    async def _bury(self, task_id: str, tenant: str, reason: str, delivery: Delivery | None = None) -> BusError | None:
+        """A reply; with `delivery` the event for a webhook."""
+        kind = "webhook" if delivery else "reply"
+        log.error("the %s of %s cannot be delivered: %s", kind, task_id, reason)
+        (metrics.WEBHOOKS if delivery else metrics.REPLIES).labels("dead").inc()
+        try:
+            letter: dict[Arg, Arg] = {"k": kind, "t": task_id, "code": f"{kind}_undeliverable", "reason": reason}
             letter["tenant"] = tenant
+            if delivery:
+                letter["delivery"] = encode(delivery)
             await append(self._bus, self._shard.dead, letter, most_kept=DEAD_KEPT)
         except BusError as error:
             return error
@@ -97,6 +124,7 @@ class Outbox:
 def make_reply(task_id: str, record: Record, result: bytes | None) -> Reply:
     task, finished = record.task, record.finished
     completed = record.state is State.COMPLETED and bool(result)
+    kind = finished.content_type if finished else ""
     return Reply(
         event=f"{task_id}:{record.epoch}",
         id=task_id,
@@ -104,8 +132,8 @@ def make_reply(task_id: str, record: Record, result: bytes | None) -> Reply:
         status=record.state,
         model=task.model,
         user=task.user,
-        result=Raw(result) if completed and result else NULL,
-        text=first_text(result) if completed and result else None,
+        result=result_in_json(task_id, result, kind) if completed and result else NULL,
+        text=first_text(result) if completed and result and not kind else None,
         error=finished.error if finished else None,
         context=task.context,
         metadata=task.metadata,

@@ -7,7 +7,12 @@ import random
 from msgspec import Struct
 from starlette.applications import Starlette
 
+from services.scheduler.batches.holder import Holder
+from services.scheduler.batches.store import Store
+from services.scheduler.batches.work import Tools
 from services.scheduler.doors import Doors
+from services.scheduler.file_sweep import INTERVAL_S as FILES_SWEEP_S
+from services.scheduler.file_sweep import FileSweep
 from services.scheduler.housekeeping import INTERVAL_S, Housekeeping
 from services.scheduler.intake import Intake
 from services.scheduler.quota_sweep import INTERVAL_S as SWEEP_S
@@ -15,13 +20,17 @@ from services.scheduler.quota_sweep import QuotaSweep
 from services.scheduler.settings import Settings
 from services.scheduler.terms import Terms
 from shared import config, keys
+from shared.batches import Batches
 from shared.bus.client import Bus
 from shared.bus.consume import PAUSE_S, Consumer, Handler
+from shared.cancel import Canceller
 from shared.config import Config
 from shared.errors import BusError, ConfigError
+from shared.files import Files
 from shared.ids import new_nonce
 from shared.keys import shard_keys
 from shared.lifespan import HttpServer, announce_ready, stop_requested
+from shared.objects import Objects
 from shared.periodic import Periodic
 from shared.probes import Loop, passing, probe_routes
 from shared.reload import watching
@@ -54,7 +63,19 @@ async def run(settings: Settings) -> None:
             Periodic("the sweep of the quotas", SWEEP_S, QuotaSweep(bus, deployment).look),
             watching(deployment, start.terms.write),
         ]
+        if settings.objects_url:
+            files = Files(bus, Objects(settings.objects_url), deployment.limits.files_kept_s)
+            loops += [
+                batches(bus, deployment, files),
+                Periodic("the sweep of the files", FILES_SWEEP_S, FileSweep(bus, files).look),
+            ]
         await serve(settings, stop, loops)
+
+
+def batches(bus: Bus, deployment: Config, files: Files) -> Holder:
+    kept_s = deployment.limits.files_kept_s
+    store, found = Store(bus, files, kept_s), Batches(bus, kept_s)
+    return Holder(Tools(bus, deployment, store, found, Submitter(bus, deployment), Canceller(bus, deployment)))
 
 
 def consumer(bus: Bus, replica: str, stream: str, group: str, handle: Handler, count: int) -> Consumer:

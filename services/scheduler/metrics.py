@@ -39,3 +39,9 @@ DOOR = Counter(
 ORPHANS = Counter(
     "hr_quota_orphans_total", "Reservations that only the sweep has settled, by what became of the task", ("task",)
 )
+BATCHES = Gauge("hr_batches", "Batches that this scheduler feeds")
+BATCH_OLDEST = Gauge("hr_batches_oldest_age_seconds", "Age of the oldest of them; 0: there is none")
+BATCH_ITEMS = Counter("hr_batch_items_total", "Items of batches whose lines are in a file, by how they ended", ("end",))
+BATCH_WAITS = Counter(
+    "hr_batch_waits_total", "Times that a batch had to wait: store, redis, or the code of a refusal", ("why",)
+)

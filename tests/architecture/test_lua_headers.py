@@ -8,6 +8,7 @@ from msgspec import Struct
 from msgspec.structs import fields
 
 from services.inference.scripts import Emission, Ending, Hand, Release
+from services.scheduler.batches.scripts import Ended, Opened
 from services.scheduler.scripts import Arrival, Look
 from shared.bus.script import Script
 from shared.quota import Settling, Taking
@@ -23,15 +24,17 @@ USES = re.compile(r"^-- USES (.+)$", re.MULTILINE)
 
 Stride = tuple[str, type[Struct], int]
 STRIDES: list[Stride] = [
-    ("shared/lua/submit.lua", SubmitItem, 20),
+    ("shared/lua/submit.lua", SubmitItem, 21),
     ("shared/lua/take.lua", Taking, 2),
     ("shared/lua/settle.lua", Settling, 2),
     ("services/scheduler/lua/admit.lua", Arrival, 3),
     ("services/scheduler/lua/repair.lua", Look, 2),
+    ("services/scheduler/lua/batch_feed.lua", Opened, 2),
+    ("services/scheduler/lua/batch_end.lua", Ended, 2),
     ("services/inference/lua/start.lua", Hand, 3),
     ("services/inference/lua/emit.lua", Emission, 6),
     ("services/inference/lua/finish.lua", Ending, 12),
-    ("services/inference/lua/release.lua", Release, 14),
+    ("services/inference/lua/release.lua", Release, 15),
 ]
 
 

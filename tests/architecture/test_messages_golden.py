@@ -15,6 +15,7 @@ from shared.lifecycle import Lane, State
 from shared.messages import (
     Announcement,
     Chunks,
+    Delivery,
     Event,
     Finished,
     Message,
@@ -93,6 +94,17 @@ GOLDEN: list[tuple[Message, bytes]] = [
         Reply(event="1-0:0", status="failed", error=ErrorBody(message="no", type="invalid_request_error")),
         (b'{"type":"reply.v1","event":"1-0:0","status":"failed",'
          b'"error":{"message":"no","type":"invalid_request_error","param":null,"code":null}}'),
+    ),
+    (
+        Delivery(id="msg_1", event="task.completed", to="orders", tenant="acme", at_ms=1),
+        b'{"type":"delivery.v1","id":"msg_1","event":"task.completed","to":"orders","tenant":"acme","at_ms":1}',
+    ),
+    (
+        Delivery(
+            id="msg_1", event="batch.failed", to="https://x.example/", tenant="acme", at_ms=1, task="t", data=Raw(b"{}"), tried=2, waited=3
+        ),
+        (b'{"type":"delivery.v1","id":"msg_1","event":"batch.failed","to":"https://x.example/","tenant":"acme","at_ms":1,'
+         b'"task":"t","data":{},"tried":2,"waited":3}'),
     ),
     (
         Announcement(model="m", engine="echo", slots=4, running=1, waiting=0, kv_use=0.5),

@@ -9,24 +9,24 @@ import pytest
 from services.cli.requests import Refused, Sender, make_task
 
 Handler = Callable[[httpx.Request], httpx.Response]
-TASK = make_task('{"input_text": "x"}', "")
+TASK = make_task(b'{"input_text": "x"}')
 
 
 def test_an_openai_body_is_wrapped_and_kept_as_it_is() -> None:
-    body = '{"model": "m",  "messages": [], "seed": 12345678901234567890123, "top_p": 1.0}'
+    body = b'{"model": "m",  "messages": [], "seed": 12345678901234567890123, "top_p": 1.0}'
     asked = make_task(body, "ann")
-    assert body.encode() in asked.payload
+    assert body in asked.payload
     assert msgspec.json.decode(asked.payload, type=dict[str, msgspec.Raw]).keys() == {"route", "body", "session"}
 
 
 def test_a_task_of_our_own_keeps_its_session_and_id() -> None:
-    asked = make_task('{"input_text":"x","session":"bob","task_id":"t1"}', "ann")
+    asked = make_task(b'{"input_text":"x","session":"bob","task_id":"t1"}', "ann")
     assert msgspec.json.decode(asked.payload) == {"input_text": "x", "session": "bob", "task_id": "t1"}
     assert asked.key == ""
 
 
 def test_a_task_without_an_id_gets_a_key_so_that_sending_again_is_harmless() -> None:
-    assert TASK.key != make_task('{"input_text": "x"}', "").key
+    assert TASK.key != make_task(b'{"input_text": "x"}').key
 
 
 async def test_who_watches_is_given_the_task_as_it_waits_and_runs() -> None:
@@ -47,10 +47,45 @@ async def test_who_watches_is_given_the_task_as_it_waits_and_runs() -> None:
     assert seen == ["pending", "pending", "processing", "completed"]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "1", '{"foo": 1}', ""])
-def test_what_is_no_task_is_refused(line: str) -> None:
-    with pytest.raises(Refused):
-        make_task(line, "")
+NO_TASKS = [
+    (b"{", "not a JSON object"),
+    (b"[]", "not a JSON object"),
+    (b"1", "not a JSON object"),
+    (b"", "not a JSON object"),
+    (b"[" * 100_000, "not a JSON object"),
+    (b'{"foo": 1}', "neither an envelope"),
+    (b'{"input_text": "\xff"}', "not UTF-8: invalid start byte at byte 17"),
+    (b'{"url": "/v1/x"}', "no `body`"),
+    (b'{"url": "/v1/x", "body": {}, "method": "GET"}', "`method` is 'GET'"),
+    (b'{"url": "/v1/x", "body": {}, "custom_id": 1}', "are strings"),
+    (b'{"url": "/v1/x", "body": {}, "lane": "batch"}', "has no `lane`"),
+]
+
+
+@pytest.mark.parametrize(("line", "why"), NO_TASKS)
+def test_what_is_no_task_is_refused(line: bytes, why: str) -> None:
+    with pytest.raises(Refused, match=why):
+        make_task(line)
+
+
+def test_a_line_of_an_openai_batch_becomes_an_envelope_and_keeps_its_custom_id() -> None:
+    line = b'{"custom_id": "a-1", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m",  "input": 1e400}}'
+    asked = make_task(line, lane="batch", key="k")
+    assert (asked.custom_id, asked.key) == ("a-1", "k")
+    assert b'{"model": "m",  "input": 1e400}' in asked.payload
+    assert msgspec.json.decode(asked.payload, type=dict[str, msgspec.Raw]).keys() == {"route", "body", "lane"}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b'{"template_id": "t"}', {"template_id": "t", "lane": "batch", "session": "ann"}),
+        (b'{"input_text": "x", "priority": "low"}', {"input_text": "x", "priority": "low", "session": "ann"}),
+        (b'{"body": {}, "lane": "normal", "session": "bob"}', {"body": {}, "lane": "normal", "session": "bob"}),
+    ],
+)
+def test_what_a_task_says_itself_goes_first(line: bytes, told: dict[str, object]) -> None:
+    assert msgspec.json.decode(make_task(line, "ann", lane="batch").payload) == told
 
 
 async def test_a_full_backlog_and_a_restart_are_waited_for_with_the_same_key() -> None:

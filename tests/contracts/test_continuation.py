@@ -8,7 +8,7 @@ import pytest
 
 from services.inference.engine import Call, CannotResume, Chunk, Engine
 from shared.request import CHAT, COMPLETIONS
-from tests.support.engines import MODEL, ONLY_REAL, called, hello
+from tests.support.engines import IN_PROCESS, MODEL, ONLY_REAL, called, hello
 from tests.support.waiting import wait_until
 
 pytestmark = [
@@ -122,6 +122,7 @@ async def check(engine: Engine, asked: Asked, count: int) -> None:
         assert told(chunks[:cut] + more) == near(told(chunks)), f"behind {cut} of {len(chunks)} chunks"
 
 
+@IN_PROCESS
 @pytest.mark.parametrize("asked", ALL.values(), ids=ALL)
 async def test_an_answer_goes_on_behind_any_of_its_chunks(engine: Engine, asked: Asked) -> None:
     await check(engine, asked, 10)
@@ -139,6 +140,7 @@ async def test_a_continuation_differs_in_nothing_that_was_asked_for(engine: Engi
     await check(engine, asked, 3)
 
 
+@IN_PROCESS
 async def test_a_continuation_that_is_closed_frees_its_slot(engine: Engine) -> None:
     asked = (COMPLETIONS, {"prompt": "to be or not " * 15, "max_tokens": 60, "ignore_eos": True})
     first = engine.run(call_for(asked, []))
@@ -151,6 +153,7 @@ async def test_a_continuation_that_is_closed_frees_its_slot(engine: Engine) -> N
     await wait_until(lambda: engine.capacity().running == 0, "none runs")
 
 
+@IN_PROCESS
 async def test_chunks_of_another_answer_are_not_continued(engine: Engine) -> None:
     chunks, _ = await called(engine, call_for(ALL["chat"], []))
     other = (CHAT, {"messages": hello("Which river is the longest?")})
@@ -180,3 +183,13 @@ async def test_what_would_not_go_on_alike_is_refused(engine: Engine, asked: Aske
     chunks, _ = await called(engine, call_for(short, []))
     with pytest.raises(CannotResume):
         await called(engine, call_for(short, chunks[:2]))
+
+
+@pytest.mark.parametrize("engine", ["openai", "python"], indirect=True)
+async def test_what_tells_no_ids_is_never_asked_to_go_on(engine: Engine) -> None:
+    """There is nothing to go on from: the worker has the answer made anew."""
+    chunks, _ = await called(engine, call_for(ALL["chat"], []))
+    steps = engine.capacity().steps
+    with pytest.raises(CannotResume):
+        await called(engine, call_for(ALL["chat"], chunks[:3]))
+    assert engine.capacity().steps == steps

@@ -1,4 +1,4 @@
-"""What holds for every engine: the same tests on echo and on real vLLM."""
+"""What holds for every engine: the same tests on echo, on an upstream, on a callable that echoes, and on real vLLM."""
 
 import asyncio
 from typing import Any
@@ -7,8 +7,10 @@ import msgspec
 import pytest
 
 from services.inference.engine import Call, Chunk, Engine
-from shared.request import CHAT, COMPLETIONS
-from tests.support.engines import MODEL, ONLY_REAL, ask, called, hello, text_of
+from shared.chunks import assemble, deltas, ending_of, first_text
+from shared.events import kind_of
+from shared.routes import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from tests.support.engines import IN_PROCESS, MODEL, OF_OPENAI, ONLY_REAL, ask, called, hello, text_of
 from tests.support.waiting import wait_until
 
 pytestmark = [
@@ -40,6 +42,44 @@ async def test_a_streamed_completion_says_what_the_whole_one_says(engine: Engine
     assert text_of(chunks) == decode(answer.body)["choices"][0]["text"] != ""
 
 
+@OF_OPENAI
+@pytest.mark.parametrize(
+    ("route", "asked"),
+    [
+        (RESPONSES, {"input": QUESTION, "max_output_tokens": 12}),
+        (MESSAGES, {"messages": hello(QUESTION), "max_tokens": 12}),
+    ],
+    ids=["response", "message"],
+)
+async def test_a_stream_of_events_adds_up_to_what_the_whole_answer_says(
+    engine: Engine, route: str, asked: dict[str, Any]
+) -> None:
+    asked = {"model": MODEL, "temperature": 0, **asked}
+    chunks, end = await ask(engine, route, **asked, stream=True)
+    _, answer = await ask(engine, route, **asked)
+    assert (end.status, end.body, answer.status) == (200, b"", 200)
+    assembled = assemble(route, [chunk.data for chunk in chunks])
+    assert first_text(assembled.result) == first_text(answer.body) not in (None, "")
+    assert "".join(text for chunk in chunks for _, text in deltas(chunk.data)) == first_text(answer.body)
+    told = ending_of(answer.body)
+    assert (assembled.finish_reason, decode(assembled.usage)) == (told.finish_reason, decode(told.usage))
+    assert all(kind_of(chunk.data) for chunk in chunks)
+
+
+@OF_OPENAI
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("route", "asked"), [(RESPONSES, {"input": 7}), (MESSAGES, {"messages": "x", "max_tokens": 1})]
+)
+async def test_a_faulty_request_on_other_routes_is_answered_with_an_error(
+    engine: Engine, route: str, asked: dict[str, Any], stream: bool
+) -> None:
+    chunks, answer = await ask(engine, route, model=MODEL, stream=stream, **asked)
+    assert (chunks, answer.status) == ([], 400)
+    assert decode(answer.body)["error"]["message"]
+
+
+@OF_OPENAI
 async def test_the_chunks_of_a_chat_are_those_that_an_openai_client_expects(engine: Engine) -> None:
     chunks, _ = await ask(
         engine,
@@ -60,12 +100,14 @@ async def test_the_chunks_of_a_chat_are_those_that_an_openai_client_expects(engi
     assert made[-1]["usage"]["completion_tokens"] == 3
 
 
+@IN_PROCESS
 async def test_the_chunks_carry_as_many_token_ids_as_were_made(engine: Engine) -> None:
     chunks, _ = await ask(engine, COMPLETIONS, model=MODEL, prompt="one two three four", stream=True, max_tokens=4)
     assert sum(len(chunk.tokens) for chunk in chunks) == 4
     assert not any(chunk.prompt for chunk in chunks[1:])
 
 
+@OF_OPENAI
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("faulty", "status", "param"),
@@ -104,7 +146,7 @@ async def test_an_engine_tells_that_it_goes_on_and_what_it_had_to_put_back(engin
     after = engine.capacity()
     assert after.steps > before.steps
     assert after.preemptions == before.preemptions == 0
-    assert not engine.remote
+    assert engine.remote is (engine.name == "openai")
 
 
 @ONLY_REAL

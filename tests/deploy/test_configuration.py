@@ -6,6 +6,7 @@ import tomllib
 import msgspec
 
 from shared import config, policy
+from shared.engine_options import OPTIONS, Upstream
 from shared.lifecycle import Lane
 from tests.deploy.reading import ROOT
 
@@ -33,9 +34,9 @@ def test_the_example_configuration_names_every_setting() -> None:
     (pool,) = data["pools"].values()
     (alias,) = data["aliases"].values()
     for written, kind in (
-        (pool, config.Pool),
-        (pool["vllm"], config.VllmOptions),
-        (pool["echo"], config.EchoOptions),
+        ({*pool, "installed"}, config.Pool),
+        *((pool[engine], options) for engine, options in OPTIONS.items()),
+        (pool["openai"]["upstreams"][0], Upstream),
         (data["limits"], config.Limits),
         (data["lanes"]["interactive"], policy.LaneRule),
         (data["tenants"]["acme"], policy.Tenant),
@@ -46,6 +47,8 @@ def test_the_example_configuration_names_every_setting() -> None:
         (alias["shadow"], policy.Shadow),
         (*data["templates"].values(), policy.Template),
         (*data["cache"], policy.CacheRule),
+        ({*data["webhooks"], "endpoints"} - {"orders"}, policy.Webhooks),
+        (data["webhooks"]["orders"], policy.Endpoint),
     ):
         assert set(written) == fields(kind)
     assert set(data["lanes"]) == set(Lane)

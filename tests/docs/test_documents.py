@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from services.notifier import frames
 from shared import config, errors, keys, policy, policy_file, record, request, shorthand
+from shared.engine_options import OPTIONS, Upstream
 from shared.lifecycle import Lane
 from shared.messages import Reply
 from shared.settings import SHARED
@@ -72,6 +73,10 @@ def test_the_architecture_lists_every_key() -> None:
         shard.tenant("<x>"),
     }
     made |= {keys.door("<producer>")}
+    made |= {keys.batch("<batch>", what) for what in ("state", "open", "ended", "unfiled")} | {
+        keys.batches_of("<tenant>")
+    }
+    made |= {keys.file("<id>"), keys.file_parts("<id>"), keys.files_of("<tenant>")}
     made |= {keys.quota("<tenant>", what) for what in ("reserved", "looks", "requests", "tokens")}
     made |= {re.sub(r"(backlog|turns|rested):\w+", r"\1:<lane>", key.replace("{smol.0}", "{t}")) for key in of_shard}
     made.add(shard.bus(0).replace("{smol.0}", "{t}").removesuffix("0") + "<p>")
@@ -136,8 +141,8 @@ def test_the_configuration_lists_every_variable_with_its_default() -> None:
 SETTINGS = {
     "At the top of the file:": config.Safety,
     "**`[pools.<name>]`**": config.Pool,
-    "**`[pools.<name>.vllm]`**": config.VllmOptions,
-    "**`[pools.<name>.echo]`**": config.EchoOptions,
+    **{f"**`[pools.<name>.{engine}]`**": options for engine, options in OPTIONS.items()},
+    "An upstream:": Upstream,
     "**`[limits]`**": config.Limits,
     "**`[lanes.interactive]`**": policy.LaneRule,
     "**`[tenants.<name>]`**": policy.Tenant,
@@ -148,6 +153,8 @@ SETTINGS = {
     "A shadow:": policy.Shadow,
     "**`[templates.<name>]`**": policy.Template,
     "**`[[cache]]`**": policy.CacheRule,
+    "**`[webhooks]`**": policy.Webhooks,
+    "**`[webhooks.<name>]`**": policy.Endpoint,
 }
 """What each table of docs/configuration.md describes, by the words before it."""
 
@@ -160,7 +167,7 @@ def test_the_configuration_lists_every_setting_of_the_file_with_its_default(
     found = re.search(rf"^{re.escape(words)}(?:(?!\n\|)[\s\S])*((?:\n\|.*)+)", section, re.MULTILINE)
     assert found is not None
     told = {row[0]: row[1] for row in table(found[1])}
-    made = {name: field for name, field in fields(kind).items() if name not in ("vllm", "echo")}
+    made = {name: field for name, field in fields(kind).items() if name not in {*OPTIONS, "installed", "endpoints"}}
     if kind is config.Safety:
         made |= {name: fields(policy.Policy)[name] for name in policy_file.SCALARS}
     assert told.keys() == made.keys()
@@ -193,7 +200,11 @@ def test_the_stream_door_lists_every_field_and_every_refusal() -> None:
     for kind in (shorthand.Shorthand, request.Envelope, Reply):
         assert fields(kind).keys() - {"type"} <= said
     codes = {kind.code for kind in refusals(errors.RequestError)}
-    not_at_this_door = {"dead_letter_not_found", "invalid_api_key"}
+    not_at_this_door = {"file_not_found", "file_too_large", "no_object_store"} | {
+        "dead_letter_not_found",
+        "invalid_api_key",
+    }
+    not_at_this_door |= {"batch_not_found", "batch_over", "response_not_found", "not_ended"}
     assert codes - not_at_this_door == {row[0] for row in table(refused)}
 
 

@@ -1,14 +1,20 @@
-"""An engine over HTTP that is down or overloaded is left in peace, and no task is lost or failed for it."""
+"""An engine over HTTP: one that is down or overloaded is left in peace, and no task is lost or failed for it; another Headrace
+serves as one, and so does what makes trouble."""
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
+from msgspec import Struct
+from openai import AsyncOpenAI
 
 from services.inference.breaker import FAILED_TASKS
 from tests.flow.test_task_life import MODEL, chat
-from tests.support.deployment import Deployment, deployment
+from tests.support.deployment import Deployment, deployment, free_port
+from tests.support.upstream import LAST, STREAM, chunked, frame, reply, troublemaker
+from tests.support.waiting import wait_until
 
 CONFIG = f"""
 [pools.smol]
@@ -45,3 +51,119 @@ async def test_after_many_refusals_tasks_wait_for_the_engine_instead_of_failing(
         answer = await client.post("/v1/chat/completions", json=chat("are you there"))
         assert answer.status_code == 200
         assert answer.json()["choices"][0]["message"]["content"] == "are you there"
+
+
+class Chain(Struct):
+    """`outer` asks `inner`, under another name of the model, and whatever listens at `port`."""
+
+    outer: Deployment
+    inner: Deployment
+    port: int
+
+
+INNER = f"""
+[pools.smol]
+model = "{MODEL}"
+engine = "echo"
+[pools.smol.echo]
+tokens_per_s = 20
+"""
+OUTER = """
+[pools.far]
+model = "far"
+engine = "openai"
+[[pools.far.openai.upstreams]]
+url = "{inner}/v1"
+model = "{model}"
+[pools.odd]
+model = "odd"
+engine = "openai"
+[[pools.odd.openai.upstreams]]
+url = "http://127.0.0.1:{port}"
+[limits]
+failures = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+    port = free_port()
+    with deployment(tmp_path_factory.mktemp("inner"), config=INNER) as inner:
+        config = OUTER.format(inner=inner.http, model=MODEL, port=port)
+        with deployment(tmp_path_factory.mktemp("outer"), config=config) as outer:
+            yield Chain(outer, inner, port)
+
+
+def asked(model: str, text: str = "one two three", **more: Any) -> dict[str, Any]:
+    return {**chat(text), "model": model, **more}
+
+
+def client(chain: Chain) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=chain.outer.http, timeout=60)
+
+
+async def test_another_headrace_answers_as_an_engine_of_this_one_does(chain: Chain) -> None:
+    async with AsyncOpenAI(base_url=f"{chain.outer.http}/v1", api_key="none") as openai:
+        whole = await openai.chat.completions.create(**asked("far"))
+        stream = await openai.chat.completions.create(**asked("far", stream=True))
+        said = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+    assert whole.choices[0].message.content == said == "one two three"
+    assert whole.model == MODEL, "an answer is passed on as it was made"
+
+
+async def test_a_task_that_is_cancelled_is_cancelled_upstream_too(chain: Chain) -> None:
+    (worker,) = chain.inner.replicas["inference"]
+    async with client(chain) as http:
+        task = (await http.post("/v1/tasks", json={"body": asked("far", "to be " * 400)})).json()["id"]
+        await wait_until(lambda: running(worker) == 1, "it runs upstream")
+        await http.post(f"/v1/tasks/{task}/cancel")
+        await wait_until(lambda: running(worker) == 0, "nothing runs upstream")
+
+
+def running(worker: str) -> float:
+    found = re.search(r"^hr_running_tasks (\S+)$", httpx.get(f"{worker}/metrics").text, re.MULTILINE)
+    return float(found[1]) if found else 0
+
+
+FRAMES = [
+    b'{"id":"x","object":"chat.completion.chunk","created":1,"choices":[{"index":0,"delta":{"content":"one "}}]}',
+    b'{"id":"x","object":"chat.completion.chunk","created":1,"choices":[{"index":0,"delta":{"content":"two"},"finish_reason":"stop"}]}',
+]
+GOOD = [STREAM, *(chunked(frame(data)) for data in [*FRAMES, b"[DONE]"]), LAST]
+
+
+async def test_a_stream_that_was_cut_is_made_anew_and_its_reader_notices_nothing(chain: Chain) -> None:
+    cut = [STREAM, chunked(frame(FRAMES[0]))]
+    async with troublemaker(cut, GOOD, port=chain.port) as upstream:
+        async with AsyncOpenAI(base_url=f"{chain.outer.http}/v1", api_key="none", max_retries=0) as openai:
+            stream = await openai.chat.completions.create(**asked("odd", stream=True))
+            said = [chunk.choices[0].delta.content async for chunk in stream]
+    assert (said, len(upstream.asked)) == (["one ", "two"], 2)
+
+
+async def test_a_refusal_is_tried_again_and_the_task_does_not_fail(chain: Chain) -> None:
+    whole = b'{"choices":[{"message":{"content":"done"}}]}'
+    async with troublemaker([reply(b"{}", 429, retry_after="1")], [reply(whole)], port=chain.port) as upstream:
+        async with client(chain) as http:
+            answer = await http.post("/v1/chat/completions", json=asked("odd"))
+    assert (answer.status_code, answer.content, len(upstream.asked)) == (200, whole, 2)
+
+
+async def test_a_page_instead_of_an_answer_is_an_error_in_the_end(chain: Chain) -> None:
+    async with troublemaker([reply(b"<html>", kind="text/html")], port=chain.port) as upstream:
+        async with client(chain) as http:
+            answer = await http.post("/v1/chat/completions", json=asked("odd"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
+    assert "text/html instead of JSON" in answer.json()["error"]["message"]
+    assert len(upstream.asked) == 2
+
+
+async def test_a_fault_of_the_request_is_told_in_the_upstreams_words_and_not_tried_again(chain: Chain) -> None:
+    error = b'{"error":{"message":"n is too large","type":"BadRequestError","param":"n","code":400}}'
+    async with troublemaker([reply(error, 400)], port=chain.port) as upstream, client(chain) as http:
+        answer = await http.post("/v1/chat/completions", json=asked("odd"))
+    assert (answer.status_code, answer.json(), len(upstream.asked)) == (
+        400,
+        httpx.Response(200, content=error).json(),
+        1,
+    )

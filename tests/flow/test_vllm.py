@@ -1,5 +1,6 @@
 """Real vLLM with the real model, door to door: the same answers as vLLM's own server gives, at temperature 0 in float32."""
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -7,7 +8,9 @@ import httpx
 import openai
 import pytest
 
-from shared.config import Scalar
+from shared.engine_options import Scalar
+from shared.routes import RESPONSES as RESPONSES_ROUTE
+from shared.routes import ROUTES
 from tests.support.deployment import Deployment, deployment
 from tests.support.vllm_server import MODEL, vllm_server
 from tests.support.websocket import PushClient
@@ -22,7 +25,7 @@ model = "{MODEL}"
 options = {{ dtype = "float32", max-model-len = 1024, kv-cache-memory-bytes = {256 * 1024 * 1024} }}
 """
 QUESTION = [{"role": "user", "content": "Name three rivers of Europe, and say one thing of each."}]
-MASKED = {"id", "created", "system_fingerprint"}
+MASKED = {"id", "created", "created_at", "system_fingerprint"}
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +177,125 @@ async def test_a_subscriber_may_have_the_engines_chunks_as_made(running: Deploym
     made = page.tasks[task].chunks
     assert all(chunk["object"] == "chat.completion.chunk" for chunk in made)
     assert sum(len((chunk["choices"][0]["logprobs"] or {}).get("content") or []) for chunk in made) == 6
+
+
+# -- other routes
+
+
+RESPONSES: dict[str, dict[str, Any]] = {
+    "plain": {"input": "Name three rivers of Europe."},
+    "items, instructions, cut": {
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": "Name a river."}]}],
+        "instructions": "Be brief.",
+        "max_output_tokens": 5,
+    },
+    "structured": {
+        "input": "Name a river.",
+        "text": {
+            "format": {
+                "type": "json_schema",
+                "name": "river",
+                "schema": {
+                    "type": "object",
+                    "properties": {"name": {"enum": ["Rhine", "Seine"]}},
+                    "required": ["name"],
+                },
+            }
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("asked", RESPONSES.values(), ids=RESPONSES)
+async def test_a_response_is_vllms_own_but_for_its_id(clients: list[openai.AsyncOpenAI], asked: dict[str, Any]) -> None:
+    request = {"model": MODEL, "temperature": 0, "max_output_tokens": 24, **asked}
+    made = [await client.responses.create(**request) for client in clients]
+    ours, theirs = [masked(response.model_dump()) for response in made]
+    assert ours == close_to(theirs)
+    assert made[0].id.startswith("resp_smol.")
+    assert (await clients[0].responses.retrieve(made[0].id)).model_dump() == made[0].model_dump()
+
+
+@pytest.mark.parametrize("asked", RESPONSES.values(), ids=RESPONSES)
+async def test_a_response_is_streamed_as_vllms_own_server_streams_it(
+    clients: list[openai.AsyncOpenAI], asked: dict[str, Any]
+) -> None:
+    request = {"model": MODEL, "temperature": 0, "max_output_tokens": 24, **asked}
+    ours, theirs = [
+        [event async for event in await client.responses.create(**request, stream=True)] for client in clients
+    ]
+    assert kinds(ours) == kinds(theirs)
+    assert text_in(ours) == text_in(theirs) != ""
+    assert masked(ours[-1].response.model_dump()) == close_to(masked(theirs[-1].response.model_dump()))
+    assert [event.sequence_number for event in ours] == list(range(len(ours)))
+
+
+def kinds(events: list[Any]) -> list[str]:
+    """Of events that follow one another, each once: the same text may come in other pieces."""
+    found = [event.type for event in events]
+    return [kind for kind, before in zip(found, [None, *found], strict=False) if kind != before]
+
+
+def text_in(events: list[Any]) -> str:
+    return "".join(event.delta for event in events if event.type == "response.output_text.delta")
+
+
+async def test_a_response_that_follows_another_is_asked_with_all_that_was_said(
+    clients: list[openai.AsyncOpenAI],
+) -> None:
+    headrace, vllm = clients
+    request: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_output_tokens": 16}
+    first = await headrace.responses.create(**request, input="Name a river.", background=True)
+    while first.status in ("queued", "in_progress"):
+        first = await headrace.responses.retrieve(first.id)
+    assert first.status in ("completed", "incomplete")
+    ours = await headrace.responses.create(**request, input="And a lake?", previous_response_id=first.id)
+    said: Any = [
+        {"role": "user", "content": "Name a river."},
+        *first.output,
+        {"role": "user", "content": "And a lake?"},
+    ]
+    theirs = await vllm.responses.create(**request, input=said)
+    assert (ours.output_text, ours.previous_response_id) == (theirs.output_text, first.id)
+    assert ours.usage == theirs.usage
+
+
+MESSAGE = {"model": MODEL, "max_tokens": 16, "temperature": 0, "messages": QUESTION, "system": "Be brief."}
+
+
+async def test_a_message_is_vllms_own_whole_and_streamed(running: Deployment, measure: str) -> None:
+    async with httpx.AsyncClient(timeout=60) as client:
+        for path, body in (
+            ("/v1/messages", MESSAGE),
+            ("/v1/messages/count_tokens", {name: MESSAGE[name] for name in ("model", "messages", "system")}),
+            ("/tokenize", {"model": MODEL, "prompt": "The river flows"}),
+            ("/detokenize", {"model": MODEL, "tokens": [1, 2, 3]}),
+        ):
+            ours, theirs = [await client.post(f"{url}{path}", json=body) for url in (running.http, measure)]
+            assert ours.status_code == theirs.status_code == 200, ours.text
+            assert masked(ours.json()) == masked(theirs.json())
+        asked = {**MESSAGE, "stream": True}
+        ours, theirs = [await client.post(f"{url}/v1/messages", json=asked) for url in (running.http, measure)]
+    assert told(ours.text) == told(theirs.text)
+
+
+def told(stream: str) -> tuple[list[str], str, Any]:
+    """Names of the events that differ from the one before, the text, and how it ended."""
+    events = [frame.split("\n") for frame in stream.strip().split("\n\n")]
+    names = [name.removeprefix("event: ") for name, _ in events]
+    data = [json.loads(line.removeprefix("data: ")) for _, line in events]
+    assert names == [event["type"] for event in data]
+    text = "".join(event["delta"].get("text", "") for event in data if event["type"] == "content_block_delta")
+    return [name for name, before in zip(names, ["", *names], strict=False) if name != before], text, masked(data[-2])
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if route != RESPONSES_ROUTE])
+async def test_what_vllm_does_not_serve_it_refuses_in_its_own_words(
+    running: Deployment, measure: str, route: str
+) -> None:
+    """Each route with a body that lacks all but the model."""
+    async with httpx.AsyncClient(timeout=60) as client:
+        ours, theirs = [await client.post(f"{url}{route}", json={"model": MODEL}) for url in (running.http, measure)]
+    assert ours.status_code == theirs.status_code
+    if "error" in theirs.json():
+        assert ours.json() == theirs.json()

@@ -56,3 +56,13 @@ async def test_an_error_changes_nothing_of_what_is_published() -> None:
 async def test_an_engine_that_goes_on_is_told_of_before_its_first_chunk() -> None:
     told = [piece async for piece in going_on(engine([frame("c"), DONE]), frames("ab"))]
     assert told == [Base(frames("ab")), frame("c"), DONE]
+
+
+async def test_a_response_made_anew_has_the_time_of_the_first_attempt() -> None:
+    def event(text: str, at: int) -> Chunk:
+        return Chunk(b'{"type":"%b","response":{"id":"r","created_at":%d}}' % (text.encode(), at), ())
+
+    published = [event("response.created", 1)]
+    made: list[Piece] = [event("response.created", 9), event("response.completed", 9), DONE]
+    told = [piece async for piece in made_anew(engine(made), published)]
+    assert told == [Base(published), event("response.completed", 1), DONE]

@@ -1,15 +1,31 @@
 import asyncio
+import base64
+import io
 import re
+import struct
 import subprocess
 import sys
+import wave
+from typing import Any
 
 import msgspec
 import pytest
 
 from services.inference.engine import Answer, Call, CannotResume, Chunk, EngineDead
 from services.inference.engine_echo import EchoEngine
+from shared.chunks import assemble, deltas, first_text
 from shared.clock import monotonic_s
-from shared.request import CHAT, COMPLETIONS
+from shared.routes import (
+    CHAT,
+    COMPLETIONS,
+    COUNT_TOKENS,
+    EMBEDDINGS,
+    MESSAGES,
+    RESPONSES,
+    SPEECH,
+    TOKENIZE,
+    TRANSCRIPTIONS,
+)
 from tests.support.engines import ask, called, hello, text_of
 
 
@@ -102,8 +118,129 @@ async def test_a_body_that_is_no_json_is_refused(engine: EchoEngine) -> None:
 
 
 async def test_a_route_it_does_not_know_is_refused(engine: EchoEngine) -> None:
-    _, answer = await ask(engine, "/v1/embeddings", model="m", input="x")
-    assert answer.status == 400
+    _, answer = await ask(engine, "/v1/rerank", model="m", query="x", documents=["y"])
+    assert (answer.status, msgspec.json.decode(answer.body)["error"]["param"]) == (404, "route")
+
+
+async def test_a_body_that_names_no_model_means_the_one_that_is_served(engine: EchoEngine) -> None:
+    _, answer = await ask(engine, CHAT, messages=hello("x"))
+    assert msgspec.json.decode(answer.body)["model"] == "m"
+
+
+async def said(engine: EchoEngine, route: str, **asked: Any) -> Any:
+    _, answer = await ask(engine, route, model="m", **asked)
+    assert answer.status == 200, answer.body
+    return msgspec.json.decode(answer.body)
+
+
+@pytest.mark.parametrize(
+    ("route", "asked"),
+    [
+        (RESPONSES, {"input": "to be or"}),
+        (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_text", "text": "to be or"}]}], "instructions": "x y"}),
+        (MESSAGES, {"messages": hello("to be or"), "max_tokens": 9, "system": "be brief"}),
+    ],
+)  # fmt: skip
+async def test_a_stream_of_events_adds_up_to_the_whole_answer(
+    engine: EchoEngine, route: str, asked: dict[str, Any]
+) -> None:
+    chunks, end = await ask(engine, route, model="m", stream=True, **asked)
+    whole = await said(engine, route, **asked)
+    assert msgspec.json.decode(assemble(route, [chunk.data for chunk in chunks]).result) == whole | when(chunks, route)
+    assert [text for chunk in chunks for _, text in deltas(chunk.data)] == ["to", " be", " or"]
+    assert [len(chunk.tokens) for chunk in chunks].count(1) == 3
+    assert (first_text(msgspec.json.encode(whole)), end) == ("to be or", Answer(status=200, body=b""))
+
+
+def when(chunks: list[Chunk], route: str) -> dict[str, int]:
+    """The second may have turned between two calls."""
+    if route != RESPONSES:
+        return {}
+    return {"created_at": msgspec.json.decode(chunks[0].data)["response"]["created_at"]}
+
+
+async def test_a_response_that_is_cut_says_so(engine: EchoEngine) -> None:
+    made = await said(engine, RESPONSES, input="to be or not", max_output_tokens=2)
+    assert (made["status"], made["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+    assert (await said(engine, MESSAGES, messages=hello("to be or"), max_tokens=2))["stop_reason"] == "max_tokens"
+
+
+async def test_streams_of_events_are_not_gone_on_with(engine: EchoEngine) -> None:
+    body = msgspec.json.encode({"model": "m", "input": "to be", "stream": True})
+    with pytest.raises(CannotResume):
+        await called(engine, Call(task_id="t", route=RESPONSES, body=body, priority=1, published=(Chunk(b"{}"),)))
+
+
+async def test_equal_words_have_equal_vectors_and_shared_words_near_ones(engine: EchoEngine) -> None:
+    made = await said(engine, EMBEDDINGS, input=["red wine glass", "red wine bottle", "spare tyre"], dimensions=32)
+    first, near, far = (item["embedding"] for item in made["data"])
+    assert dot(first, first) == pytest.approx(1)
+    assert dot(first, near) > dot(first, far)
+    assert made["usage"] == {"prompt_tokens": 8, "total_tokens": 8}
+    packed = await said(engine, EMBEDDINGS, input="red wine glass", dimensions=32, encoding_format="base64")
+    assert struct.unpack("<32f", base64.b64decode(packed["data"][0]["embedding"])) == pytest.approx(first)
+
+
+def dot(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("given", "count"), [("a b", 1), (["a", "b"], 2), ([1, 2], 1), ([[1], [2], [3]], 3)])
+async def test_every_form_of_input_is_embedded(engine: EchoEngine, given: Any, count: int) -> None:
+    assert len((await said(engine, EMBEDDINGS, input=given))["data"]) == count
+
+
+async def test_tokens_are_counted_and_told(engine: EchoEngine) -> None:
+    told = await said(engine, TOKENIZE, prompt="ho ho hum", return_token_strs=True)
+    assert (told["count"], told["max_model_len"], told["token_strs"]) == (3, 16, ["ho", " ho", " hum"])
+    assert await said(engine, COUNT_TOKENS, messages=hello("to be"), system="or not") == {"input_tokens": 4}
+
+
+async def test_speech_is_a_sound_of_one_tone_a_word(engine: EchoEngine) -> None:
+    _, answer = await ask(engine, SPEECH, model="m", input="do re mi", voice="alloy")
+    assert (answer.status, answer.content_type) == (200, "audio/wav")
+    with wave.open(io.BytesIO(answer.body)) as sound:
+        assert (sound.getframerate(), sound.getnframes()) == (8000, 3 * 400)
+    assert (await ask(engine, SPEECH, model="m", input="do re mi", voice="alloy"))[1] == answer
+
+
+FORM = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n12345\r\n--x%b--\r\n'
+FIELD = b'\r\nContent-Disposition: form-data; name="response_format"\r\n\r\nsrt\r\n--x'
+
+
+async def test_a_transcription_is_the_name_and_size_of_the_file(engine: EchoEngine) -> None:
+    call = Call(
+        task_id="t", route=TRANSCRIPTIONS, body=FORM % b"", content_type="multipart/form-data; boundary=x", priority=1
+    )
+    _, answer = await called(engine, call)
+    assert msgspec.json.decode(answer.body) == {"text": "a.wav 5 bytes"}
+    _, refused = await called(engine, msgspec.structs.replace(call, body=FORM % FIELD))
+    assert (refused.status, msgspec.json.decode(refused.body)["error"]["param"]) == (400, "response_format")
+
+
+@pytest.mark.parametrize(
+    ("route", "asked", "param"),
+    [
+        (RESPONSES, {"input": "x", "tools": [{"type": "function", "name": "f"}]}, "tools"),
+        (RESPONSES, {"input": "x", "background": True}, "background"),
+        (RESPONSES, {"input": "x", "text": {"format": {"type": "json_object"}}}, "text"),
+        (RESPONSES, {}, "body.input"),
+        (MESSAGES, {"messages": hello("x"), "max_tokens": 2, "stop_sequences": ["a"]}, "stop_sequences"),
+        (EMBEDDINGS, {}, "input"),
+        (EMBEDDINGS, {"input": "x", "dimensions": 0}, "dimensions"),
+        (EMBEDDINGS, {"input": "x", "encoding_format": "hex"}, "encoding_format"),
+        (EMBEDDINGS, {"input": 7}, "body.input"),
+        (TOKENIZE, {}, "prompt"),
+        (SPEECH, {"input": "x", "response_format": "mp3"}, "response_format"),
+        (TRANSCRIPTIONS, {"file": "x"}, None),
+    ],
+)
+async def test_what_other_routes_cannot_honour_is_refused_too(
+    engine: EchoEngine, route: str, asked: dict[str, Any], param: str | None
+) -> None:
+    chunks, answer = await ask(engine, route, model="m", **asked)
+    error = msgspec.json.decode(answer.body)["error"]
+    assert (chunks, answer.status, error["param"]) == ([], 400, param)
 
 
 async def test_a_task_holds_its_slot_until_it_is_read_or_closed(engine: EchoEngine) -> None:

@@ -145,3 +145,15 @@ def test_what_is_wrong_with_the_request_says_nothing_of_the_engine(remote: Room)
         assert remote.answered(f"t{task}", 404)
         remote.left(f"t{task}")
     assert not remote.closed
+
+
+def test_an_engine_that_offers_no_slots_is_given_nothing(config: Config) -> None:
+    engine, changes = Told(faults=True), list[Slots]()
+    room = Room(engine, config)
+    room.on_change = lambda: changes.append(room.slots)
+    room.began("t1", NORMAL)
+    engine.told = Capacity(slots=0)
+    assert room.answered("t1", 429)
+    assert (room.closed, room.slots, changes) == (True, NO_SLOTS, [NO_SLOTS])
+    engine.told = Capacity(slots=16)
+    assert (room.closed, room.slots) == (False, Slots(16, 16, 8))

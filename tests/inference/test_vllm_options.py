@@ -1,7 +1,7 @@
 import pytest
 
 from services.inference.vllm_options import defaults, environment, to_flags
-from shared.config import Scalar
+from shared.engine_options import Scalar
 from shared.errors import ConfigError
 
 KNOWN = ["dtype", "max-model-len", "enforce-eager", "compilation-config", "model"]

@@ -18,8 +18,9 @@ from shared.bus.consume import Entry
 from shared.cancel import cancel
 from shared.config import Limits
 from shared.lifecycle import Lane
-from shared.messages import Chunks, Finished, Reset, Resumed, decode_event
+from shared.messages import NULL, Chunks, Finished, Reset, Resumed, Task, decode_event, encode
 from shared.policy import LANES, LaneRule, Live, Policy
+from shared.routes import RESPONSES
 from tests.support import tasks
 from tests.support.tasks import CONFIG, SHARD
 from tests.support.waiting import wait_until
@@ -151,6 +152,29 @@ async def test_an_error_that_is_not_json_is_worded_by_us(bus: Bus, owner: Owner)
     state, status, result = await outcome(bus, owner, Scripted(Answer(status=502, body=b"<html>")))
     assert (state, status) == (b"failed", b"500")
     assert "502" in str(result)
+
+
+@pytest.mark.parametrize("body", [b'{"detail":"Not Found"}', b'{"error":{"message":"Not Found"}}', b'"Not Found"'])
+async def test_an_error_in_another_shape_stays_as_the_engine_made_it(bus: Bus, owner: Owner, body: bytes) -> None:
+    worker = Worker(bus, owner, Scripted(Answer(status=404, body=body)), CONFIG)
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    hash = await tasks.fields(bus, hand.id)
+    assert (hash["state"], hash["status"], hash["result"]) == ("failed", "404", body.decode())
+    event = decode_event(hash["finished"].encode())
+    assert isinstance(event, Finished)
+    assert event.error is not None
+    assert (event.error.message, event.error.code) == ("Not Found", 404)
+
+
+async def test_what_is_not_json_is_kept_in_its_bytes_with_its_type(bus: Bus, owner: Owner) -> None:
+    worker = Worker(bus, owner, Scripted(Answer(status=200, body=b"RIFF\xff\x00", content_type="audio/wav")), CONFIG)
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    state, result, finished = await bus.commands.call("HMGET", SHARD.task(hand.id), "state", "result", "finished")
+    event = decode_event(finished)
+    assert isinstance(event, Finished)
+    assert (state, result, event.content_type, event.result) == (b"completed", b"RIFF\xff\x00", "audio/wav", NULL)
 
 
 async def test_a_dead_engine_hands_the_task_back_at_once_and_charges_a_crash(bus: Bus, owner: Owner) -> None:
@@ -363,6 +387,32 @@ async def test_what_cannot_be_gone_on_with_but_comes_out_the_same_has_no_seam(bu
     events = [decode_event(entry[b"e"]) for _, entry in await tasks.entries(bus, SHARD.log(hand.id))]
     assert [type(event) for event in events] == [Chunks, Resumed, Chunks, Finished]
     assert (await tasks.fields(bus, hand.id))["last"] == "2"
+    first.stop(hand.id, FENCED)
+    await wait_until(lambda: not first.runs, "the old run has ended")
+
+
+def response(kind: str, id: str, at: int) -> Chunk:
+    """An event that tells of a whole response, as an engine that draws its ids makes it."""
+    whole = {"id": id, "created_at": at, "status": "completed", "output": []}
+    return Chunk(msgspec.json.encode({"type": f"response.{kind}", "response": whole}))
+
+
+async def test_a_response_made_anew_bears_the_same_id_so_only_its_items_can_differ(bus: Bus, owner: Owner) -> None:
+    first = Worker(bus, owner, Scripted(response("created", "resp_1", 1), HANG), CONFIG)
+    hand = await tasks.handed(bus, owner)
+    spec = encode(Task(route=RESPONSES, model=tasks.MODEL, tenant="default", streamed=True))
+    await bus.commands.call("HSET", SHARD.task(hand.id), "spec", spec)
+    assert await first.on_work([as_entry(hand)]) == []
+    await wait_until(lambda: first.runs[hand.id].published == 1, "an event is published")
+    second, handed = await again(bus, hand)
+    made = response("created", "resp_2", 2), response("completed", "resp_2", 2)
+    worker = Worker(bus, second, Scripted(*made, Answer(status=200, body=b""), resumes=False), CONFIG)
+    await worker.on_work([as_entry(handed)])
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    events = [decode_event(entry[b"e"]) for _, entry in await tasks.entries(bus, SHARD.log(hand.id))]
+    assert [type(event) for event in events] == [Chunks, Resumed, Chunks, Finished]
+    result = msgspec.json.decode((await tasks.fields(bus, hand.id))["result"])
+    assert (result["id"], result["created_at"]) == (f"resp_{hand.id}", 1)
     first.stop(hand.id, FENCED)
     await wait_until(lambda: not first.runs, "the old run has ended")
 

@@ -10,7 +10,9 @@ from services.inference.scripts import Owner
 from shared import keys
 from shared.bus.client import Bus
 from shared.keys import ShardKeys, shard_keys
-from shared.messages import Task, encode
+from shared.messages import Delivery, Task, decode_delivery, encode
+from shared.policy import Endpoint, Policy, Webhooks
+from shared.webhooks import destination, gone_mark
 from tests.ingress.conftest import CONFIG
 from tests.support import tasks
 
@@ -326,3 +328,50 @@ async def test_a_full_backlog_ends_a_page_in_between_and_nothing_is_passed_over(
     last = (await http.post("/v1/dead/requeue", params={"after": first["next"]})).json()
     assert (last["handled"], last["has_more"]) == (2, False)
     assert await letters(bus) == []
+
+
+# -- webhooks
+
+
+async def bury_webhook(bus: Bus, *, to: str = "orders", delivery: bytes | None = None) -> tuple[str, Delivery]:
+    """The letter of an event that did not arrive, as the notifier writes it."""
+    task = tasks.new_id()
+    event = Delivery(id="msg_1", event="task.completed", to=to, tenant="default", at_ms=5, task=task)
+    fields = ("k", "webhook", "t", task, "code", "webhook_gone", "reason", "It answered 410.", "tenant", "default")
+    held = encode(event) if delivery is None else delivery
+    entry = await bus.commands.call("XADD", tasks.SHARD.dead, "*", *fields, "delivery", held)
+    return f"{tasks.SHARD.tag}:{entry.decode()}", event
+
+
+async def test_a_webhook_is_delivered_again_with_the_same_id_though_its_task_is_gone(
+    http: httpx.AsyncClient, bus: Bus
+) -> None:
+    letter, event = await bury_webhook(bus)
+    [seen] = (await http.get("/v1/dead", params={"code": "webhook_gone"})).json()["data"]
+    assert (seen["kind"], seen["task"]) == ("webhook", event.task)
+    answer = await http.post(f"/v1/dead/{letter}/requeue")
+    assert (answer.status_code, answer.json()["id"], answer.json()["status"]) == (202, event.task, "completed")
+    assert "requeued_from" not in answer.json()
+    [(_, fields)] = await tasks.entries(bus, keys.WEBHOOKS)
+    assert decode_delivery(fields[b"delivery"]) == event
+    assert await letters(bus) == []
+
+
+async def test_a_place_that_answered_410_is_asked_anew_when_its_letter_is_requeued(
+    http: httpx.AsyncClient, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = Endpoint(url="https://a.example/", secret_file="/s")
+    monkeypatch.setattr(CONFIG.live, "policy", Policy(webhooks=Webhooks(endpoints={"orders": endpoint})))
+    place = destination(CONFIG.policy, "default", "orders")
+    assert place is not None
+    await bus.commands.call("ZADD", keys.WEBHOOKS_GONE, 10**15, gone_mark(place))
+    letter, _ = await bury_webhook(bus)
+    assert (await http.post(f"/v1/dead/{letter}/requeue")).status_code == 202
+    assert await bus.commands.call("EXISTS", keys.WEBHOOKS_GONE) == 0
+
+
+async def test_a_letter_without_an_event_is_refused_and_stays(http: httpx.AsyncClient, bus: Bus) -> None:
+    letter, _ = await bury_webhook(bus, delivery=b"{")
+    answer = await http.post(f"/v1/dead/{letter}/requeue")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "id")
+    assert await letters(bus) == [letter]

@@ -1,6 +1,7 @@
 """What leaves a shard: replies and settlements, each at least once, and an entry is done when both are."""
 
 import pytest
+from msgspec.structs import replace
 
 from services.notifier.outbox import Outbox
 from shared import keys
@@ -9,7 +10,7 @@ from shared.bus.consume import Entry
 from shared.cancel import cancel
 from shared.config import Config
 from shared.keys import quota
-from shared.messages import Task
+from shared.messages import Task, decode_delivery, encode
 from shared.policy import Live, Policy, Tenant
 from shared.quota import Quotas
 from tests.support import tasks
@@ -96,3 +97,31 @@ async def test_an_entry_of_a_task_that_is_gone_is_done(bus: Bus, outbox: Outbox)
     await bus.commands.call("DEL", tasks.SHARD.task(task_id))
     assert len(await carry_out(bus, outbox)) == 1
     assert await bus.commands.call("EXISTS", keys.reply("orders")) == 0
+
+
+async def told(bus: Bus) -> str:
+    """A task of acme that has ended, of which the endpoint `orders` wants to know."""
+    task_id = await tasks.submitted(bus, tenant="acme", tells="1")
+    await bus.commands.call("HSET", tasks.SHARD.task(task_id), "spec", encode(replace(ASKED, webhook="orders")))
+    assert await cancel(bus, tasks.SHARD, CONFIG.limits, [task_id]) == ["cancelled"]
+    return task_id
+
+
+async def test_a_webhook_is_told_by_reference_and_with_one_id_however_often(bus: Bus, outbox: Outbox) -> None:
+    task_id = await told(bus)
+    for _ in range(2):
+        assert len(await carry_out(bus, outbox)) == 1
+    first, second = [decode_delivery(fields[b"delivery"]) for _, fields in await tasks.entries(bus, keys.WEBHOOKS)]
+    assert first == second
+    assert (first.event, first.to, first.tenant, first.task) == ("task.cancelled", "orders", "acme", task_id)
+    assert first.at_ms > 0
+    assert await bus.commands.call("EXISTS", keys.reply("orders")) == 0
+
+
+async def test_a_webhook_that_cannot_be_told_is_buried(bus: Bus, outbox: Outbox) -> None:
+    await told(bus)
+    await spoil(bus, keys.WEBHOOKS)
+    assert len(await carry_out(bus, outbox)) == 1
+    [(_, letter)] = await tasks.entries(bus, tasks.SHARD.dead)
+    assert letter[b"k"] == b"webhook"
+    assert decode_delivery(letter[b"delivery"]).to == "orders"

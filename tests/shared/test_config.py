@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import DEFAULT_POOLS, Config, EchoOptions, Limits, Pool, load
+from shared.config import DEFAULT_POOLS, Config, Limits, Pool, load
+from shared.engine_options import EchoOptions
 from shared.errors import ConfigError
 from shared.policy import Policy
 
@@ -89,7 +90,7 @@ def test_every_fault_is_told_at_once_with_its_key(tmp_path: Path) -> None:
         "pools.Bad_Name: a pool's name is 1 to 32 of a-z, 0-9 and -",
         "pools.x.model is missing",
         "pools.x.shards is 0: Expected `int` >= 1",
-        "pools.x.engine is 'onnx': allowed: vllm, echo",
+        "pools.x.engine is 'onnx': allowed: vllm, echo, openai, python",
         "pools.x.slotz: unknown; did you mean pools.x.slots?",
         "pools.x.echo.tokens_per_s is 'fast'",
         "limits.backlog is 0: Expected `int` >= 1",

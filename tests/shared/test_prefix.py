@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.prefix import LENGTHS, MEDIA_TOKENS, MOST, MOST_TOKENS, SHORTEST, Prompt, look
-from shared.routes import CHAT, COMPLETIONS
+from shared.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, ROUTES, TRANSCRIPTIONS
 
 Message = dict[str, Any]
 LONG = "The mill turns while the river runs. " * 60
@@ -220,3 +220,61 @@ def test_these_bodies_are_no_error_either(body: bytes) -> None:
 def test_numbers_beyond_64_bits_are_no_error() -> None:
     for route in (CHAT, COMPLETIONS):
         look(route, b'{"prompt":[%b],"messages":[{"content":%b}],"max_tokens":%b}' % ((b"9" * 400,) * 3))
+
+
+# -- other routes
+
+
+def weigh(route: str, **body: Any) -> int:
+    return look(route, msgspec.json.encode(body)).tokens_in
+
+
+def test_a_response_and_a_message_are_known_by_the_same_beginnings_as_a_chat() -> None:
+    turns = [{"role": "user", "content": LONG}]
+    made = look(CHAT, msgspec.json.encode({"model": "m", "messages": [{"role": "system", "content": LONG}, *turns]}))
+    response = look(RESPONSES, msgspec.json.encode({"model": "m", "instructions": LONG, "input": turns}))
+    short = look(RESPONSES, msgspec.json.encode({"model": "m", "instructions": LONG, "input": LONG}))
+    message = look(MESSAGES, msgspec.json.encode({"model": "m", "system": LONG, "messages": turns, "max_tokens": 7}))
+    assert made.prefix == response.prefix == short.prefix == message.prefix != ()
+    assert made.tokens_in == response.tokens_in == message.tokens_in
+    assert message.tokens_out == 7
+
+
+def test_calls_of_tools_and_what_came_of_them_have_weight() -> None:
+    items = [
+        {"type": "function_call", "name": "f", "arguments": LONG},
+        {"type": "function_call_output", "output": LONG},
+    ]
+    assert weigh(RESPONSES, input=items) > 1100
+    parts = [{"type": "tool_result", "tool_use_id": "t", "content": LONG}]
+    assert weigh(MESSAGES, messages=[{"role": "user", "content": parts}]) > 550
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokens"),
+    [
+        ({"input": "x" * 40}, 10),
+        ({"input": ["x" * 40, "y" * 40]}, 20),
+        ({"input": [1, 2, 3]}, 3),
+        ({"input": [[1, 2, 3], [4]]}, 4),
+        ({"query": "q" * 40, "documents": ["d" * 40] * 3}, 60),
+        ({"text_1": "q" * 40, "text_2": ["d" * 40] * 3}, 60),
+        ({"queries": ["q" * 40] * 3, "documents": ["d" * 40] * 3}, 60),
+        ({"messages": [{"role": "user", "content": "x" * 34}]}, 9),
+        ({"input": 7, "query": None}, 0),
+        ({}, 0),
+    ],
+)
+def test_what_makes_no_tokens_is_weighed_by_its_text(asked: dict[str, Any], tokens: int) -> None:
+    made = look(EMBEDDINGS, msgspec.json.encode({"model": "m", **asked}))
+    assert (made.tokens_in, made.tokens_out, made.prefix) == (tokens, 1, ())
+
+
+def test_a_form_is_weighed_as_one_sound() -> None:
+    assert look(TRANSCRIPTIONS, b"--x\r\n\xff").tokens_in == MEDIA_TOKENS
+
+
+@given(route=st.sampled_from(list(ROUTES)), body=st.one_of(bodies, st.binary()))
+def test_no_body_of_any_route_is_too_odd_to_look_at(route: str, body: Any) -> None:
+    data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    assert look(route, data).tokens_in >= 0

@@ -1,16 +1,21 @@
 """One set of rules for both doors: what is taken, and what a refusal says."""
 
+import base64
 from typing import Any
 
 import msgspec
 import pytest
 
-from shared.config import Config, EchoOptions, Limits, Pool
+from shared.config import Config, Limits, Pool
+from shared.engine_options import EchoOptions
 from shared.errors import BodyTooLarge, InvalidRequest, ModelNotFound, RequestError
 from shared.lifecycle import Lane
 from shared.messages import NULL
 from shared.payer import ANONYMOUS
+from shared.policy import Alias, Endpoint, Live, Policy, Target, Webhooks
 from shared.request import CHAT, COMPLETIONS, from_fields, from_json, from_openai
+from shared.routes import ROUTES, TRANSCRIPTIONS
+from shared.wishes import Wishes
 
 CONFIG = Config(pools={"smol": Pool(model="m", engine="echo")}, limits=Limits(body_bytes=2048))
 TWO = Config(pools={"a": Pool(model="m", engine="echo"), "b": Pool(model="n", engine="echo", echo=EchoOptions())})
@@ -46,9 +51,7 @@ def test_stream_is_read_from_the_body(stream: bytes, streamed: bool) -> None:
         (b'{"model":"\xff"}', None, "not valid JSON"),
         (b"[]", None, "Expected `object`"),
         (b'"text"', None, "Expected `object`"),
-        (b"{}", "model", "The field `model` is missing"),
-        (b'{"model":7}', "model", "Expected `str`, got `int`"),
-        (b'{"model":null}', "model", "Expected `str`, got `null`"),
+        (b'{"model":7}', "model", "Expected `str | null`, got `int`"),
         (b'{"model":"m","stream":"yes"}', "stream", "Expected `bool | null`, got `str`"),
         (b'{"model":"gpt-9"}', "model", "`gpt-9` does not exist. Served here: m."),
         (b'{"model":"m"} {}', None, "not valid JSON"),
@@ -59,6 +62,89 @@ def test_bad_openai_body_is_refused_with_param_and_reason(body: bytes, param: st
         from_openai(CONFIG, ANONYMOUS, CHAT, body)
     assert caught.value.param == param
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("body", [b'{ "x":1 }', b'{"model":null}'])
+def test_a_body_without_a_model_goes_to_the_only_pool_as_it_came(body: bytes) -> None:
+    request = from_openai(CONFIG, ANONYMOUS, CHAT, body)
+    assert (request.pool, request.task.model, request.body) == ("smol", "m", body)
+    assert from_json(CONFIG, ANONYMOUS, b'{"body":%b}' % body).task.model == "m"
+
+
+def test_where_there_is_a_choice_a_body_must_name_its_model() -> None:
+    with pytest.raises(InvalidRequest, match=r"`model` is missing\. Served here: m, n") as caught:
+        from_openai(TWO, ANONYMOUS, CHAT, b"{}")
+    assert caught.value.param == "model"
+    with pytest.raises(InvalidRequest) as caught:
+        from_json(TWO, ANONYMOUS, b'{"body":{}}')
+    assert caught.value.param == "body.model"
+
+
+# -- every route, and forms
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_takes_json_at_its_path_and_in_the_envelope(route: str) -> None:
+    body = b'{"model":"m","x":[1.0]}'
+    for request in (
+        from_openai(CONFIG, ANONYMOUS, route, body),
+        from_json(CONFIG, ANONYMOUS, b'{"route":"%b","body":%b}' % (route.encode(), body)),
+    ):
+        assert (request.task.route, request.body, request.task.content_type) == (route, body, "")
+
+
+FORM = (
+    b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n\xff\r\n--\x00\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="stream"\r\n\r\ntrue\r\n--x--\r\n'
+)
+FORM_TYPE = "multipart/form-data; boundary=x"
+
+
+def test_a_form_is_kept_byte_for_byte_with_its_type() -> None:
+    sent = from_openai(CONFIG, ANONYMOUS, TRANSCRIPTIONS, FORM, content_type=FORM_TYPE)
+    asked = {"route": TRANSCRIPTIONS, "content_type": FORM_TYPE, "body": base64.b64encode(FORM).decode()}
+    for request in (sent, from_json(CONFIG, ANONYMOUS, json(**asked))):
+        assert (request.body, request.task.content_type) == (FORM, FORM_TYPE)
+        assert (request.task.model, request.task.streamed, request.pool) == ("m", True, "smol")
+
+
+def test_of_a_form_only_the_model_changes_and_only_for_an_alias() -> None:
+    policy = Policy(aliases={"m": Alias(targets=[Target(model="large")])})
+    config = Config(pools={"a": Pool(model="large", engine="echo")}, live=Live(policy))
+    request = from_openai(config, ANONYMOUS, TRANSCRIPTIONS, FORM, content_type=FORM_TYPE)
+    assert request.body == FORM.replace(b"\r\nm\r\n", b"\r\nlarge\r\n")
+    assert request.fingerprint == FORM
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "content_type", "message"),
+    [
+        (CHAT, FORM, FORM_TYPE, "takes JSON"),
+        (TRANSCRIPTIONS, FORM, "multipart/form-data", "expected multipart/form-data with its boundary"),
+        (TRANSCRIPTIONS, FORM[:-6], FORM_TYPE, "ends before its last boundary"),
+        (TRANSCRIPTIONS, b"{}", FORM_TYPE, "not valid multipart/form-data"),
+        (TRANSCRIPTIONS, FORM.replace(b"\r\nm\r\n", b"\r\n\xff\r\n"), FORM_TYPE, "`model` is not UTF-8"),
+        (TRANSCRIPTIONS, FORM.replace(b"\r\nm\r\n", b"\r\nother\r\n"), FORM_TYPE, "`other` does not exist"),
+    ],
+)
+def test_a_form_that_is_none_is_refused(route: str, body: bytes, content_type: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        from_openai(CONFIG, ANONYMOUS, route, body, content_type=content_type)
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"content_type": "text/plain", "body": "eA=="}, "content_type"),
+        ({"content_type": FORM_TYPE, "body": "?"}, "body"),
+        ({"content_type": FORM_TYPE, "body": {}}, "body"),
+    ],
+)
+def test_an_envelope_whose_form_is_no_base64_is_refused(asked: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        from_json(CONFIG, ANONYMOUS, json(route=TRANSCRIPTIONS, **asked))
+    assert caught.value.param == param
 
 
 def test_unknown_model_is_not_found() -> None:
@@ -133,8 +219,7 @@ ENVELOPE: dict[str, Any] = {"body": {"model": "m"}}
     ("fields", "param", "message"),
     [
         ({}, "body", "The field `body` is missing"),
-        ({"body": {}}, "body.model", "The field `body.model` is missing"),
-        ({"body": {"model": 1}}, "body.model", "`body.model`: Expected `str`, got `int`"),
+        ({"body": {"model": 1}}, "body.model", "`body.model`: Expected `str | null`, got `int`"),
         ({"body": []}, "body", "`body`: Expected `object`, got `array`"),
         ({"body": {"model": "x"}}, "model", "`x` does not exist"),
         (ENVELOPE | {"route": "/v1/images"}, "route", "`route` is '/v1/images'; allowed: /v1/chat/completions"),
@@ -314,3 +399,33 @@ def test_bad_fields_are_refused_with_param_and_reason(fields: dict[str, str], pa
         from_fields(CONFIG, ANONYMOUS, fields)
     assert caught.value.param == param
     assert message in str(caught.value)
+
+
+# -- webhooks
+
+TELLING = Config(
+    pools=CONFIG.pools,
+    live=Live(Policy(webhooks=Webhooks(endpoints={"orders": Endpoint(url="https://a.example/", secret_file="/s")}))),
+)
+
+
+def test_every_door_takes_a_webhook() -> None:
+    body = b'{"model":"m","messages":[]}'
+    asked = [
+        from_openai(TELLING, ANONYMOUS, CHAT, body, wishes=Wishes(webhook="orders")),
+        from_json(TELLING, ANONYMOUS, json(body=msgspec.Raw(body), webhook="orders")),
+        from_json(TELLING, ANONYMOUS, json(input_text="Hi", webhook="orders")),
+        from_fields(TELLING, ANONYMOUS, {"input_text": "Hi", "webhook": "orders"}),
+    ]
+    assert [request.task.webhook for request in asked] == ["orders"] * 4
+
+
+def test_every_door_refuses_one_that_nobody_may_name() -> None:
+    body = b'{"model":"m","messages":[]}'
+    with pytest.raises(InvalidRequest) as caught:
+        from_openai(TELLING, ANONYMOUS, CHAT, body, wishes=Wishes(webhook="https://a.example/"))
+    assert caught.value.param == "x-headrace-webhook"
+    for fields in ({"body": msgspec.Raw(body)}, {"input_text": "Hi"}):
+        with pytest.raises(InvalidRequest) as caught:
+            from_json(TELLING, ANONYMOUS, json(webhook="other", **fields))
+        assert caught.value.param == "webhook"

@@ -78,6 +78,7 @@ class Calls:
             batch_limit=tenant.batch_tokens,
             metered="",
             owes="",
+            tells="",
             cache="",
             prefix=row.prefix,
             spec=encode(Task(route=ROUTE, model="simulated", tenant=row.tenant, lane=row.lane)),

@@ -81,13 +81,22 @@ async def begin(bus: Bus, owner: Owner, hand: Hand) -> None:
     assert isinstance(verdict, Running)
 
 
-async def complete(bus: Bus, owner: Owner, id: str, *, result: bytes = RESULT, chunks: int = 0) -> None:
+async def complete(
+    bus: Bus, owner: Owner, id: str, *, result: bytes = RESULT, chunks: int = 0, content_type: str = ""
+) -> None:
     """The worker runs the task to its end; with chunks it was streamed."""
-    await end(bus, owner, await run(bus, owner, id), result=result, chunks=chunks)
+    await end(bus, owner, await run(bus, owner, id), result=result, chunks=chunks, content_type=content_type)
 
 
 async def end(
-    bus: Bus, owner: Owner, hand: Hand, *, result: bytes = RESULT, chunks: int = 0, state: State = State.COMPLETED
+    bus: Bus,
+    owner: Owner,
+    hand: Hand,
+    *,
+    result: bytes = RESULT,
+    chunks: int = 0,
+    state: State = State.COMPLETED,
+    content_type: str = "",
 ) -> None:
     finished = Finished(
         attempt=1,
@@ -95,7 +104,8 @@ async def end(
         state=state,
         status=200 if state is State.COMPLETED else 500,
         streamed=chunks > 0,
-        result=NULL if chunks or len(result) > INLINE_RESULT_BYTES else Raw(result),
+        content_type=content_type,
+        result=NULL if chunks or content_type or len(result) > INLINE_RESULT_BYTES else Raw(result),
         finish_reason="stop",
         usage=Raw(USAGE),
     )

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from redis import Redis
@@ -157,7 +157,7 @@ class Proxy:
         assert parts.port is not None
         self._target = (parts.hostname, parts.port)
         self._writers: list[asyncio.StreamWriter] = []
-        self._pumps: set[asyncio.Task[None]] = set()
+        self._pumps: set[asyncio.Task[Any]] = set()
         self._server: asyncio.Server | None = None
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -174,6 +174,7 @@ class Proxy:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
+        await asyncio.sleep(0)  # whoever was let in just now begins, and so can be ended
         self.cut()
         for pump in list(self._pumps):
             pump.cancel()
@@ -208,7 +209,15 @@ class Proxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        redis_reader, redis_writer = await asyncio.open_connection(*self._target, limit=2**24)
+        accepting = asyncio.current_task()
+        assert accepting is not None
+        self._pumps.add(accepting)
+        accepting.add_done_callback(self._pumps.discard)
+        try:
+            redis_reader, redis_writer = await asyncio.open_connection(*self._target, limit=2**24)
+        except BaseException:
+            writer.transport.abort()
+            raise
         self._writers += (writer, redis_writer)
         for source, sink, seen in ((reader, redis_writer, self.upstream), (redis_reader, writer, None)):
             pump = asyncio.create_task(self._pump(source, sink, seen))

@@ -50,7 +50,7 @@ def item(
     task = Task(route="/v1/chat/completions", model=MODEL, tenant=tenant, lane=lane, session=session, reply_to=reply_to)
     fields: dict[str, Any] = {
         "hurried": "", "starts_in_ms": 0, "tokens_in": 10, "tokens_out": 0, "queued_limit": 0, "batch_limit": 0,
-        "metered": "", "owes": "", "cache": "", "prefix": "",
+        "metered": "", "owes": "", "tells": "", "cache": "", "prefix": "",
     }  # fmt: skip
     return SubmitItem(
         id=id or new_id(),

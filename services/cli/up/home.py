@@ -1,4 +1,4 @@
-"""The folder of a deployment: `redis/` keeps its tasks over restarts, `log/` what its processes said last."""
+"""The folder of a deployment: `redis/` keeps its tasks over restarts, `objects/` its files, `log/` what its processes said last."""
 
 import fcntl
 import os
@@ -25,6 +25,10 @@ class Home(Struct, frozen=True):
     def redis(self) -> Path:
         return self.folder / "redis"
 
+    @property
+    def objects(self) -> Path:
+        return self.folder / "objects"
+
     def log(self, name: str) -> Path:
         return self.folder / "log" / f"{name}.log"
 
@@ -37,7 +41,7 @@ def default_folder(environ: Mapping[str, str]) -> Path:
 def claim(folder: Path) -> Iterator[Home]:
     """The folder, ours alone while the block runs. Raises: Failure."""
     try:
-        for part in (folder, folder / "redis", folder / "log"):
+        for part in (folder, folder / "redis", folder / "objects", folder / "log"):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

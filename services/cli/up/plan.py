@@ -65,7 +65,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         return self.replicas["inference"] * sum(p.shards for p in pools if (self.engine or p.engine) == "vllm")
 
     def programs(self, home: Home, redis_url: str) -> list[Program]:
-        common = {**self.environ, "REDIS_URL": redis_url}
+        common = {"HEADRACE_OBJECTS": home.objects.absolute().as_uri(), **self.environ, "REDIS_URL": redis_url}
         return [program for service in SERVICES for program in self._of(service, home, common)]
 
     def _of(self, service: str, home: Home, common: Mapping[str, str]) -> Iterator[Program]:

@@ -4,7 +4,7 @@
 -- ARGV     base of the shard's keys, results kept (ms), log kept (ms), nonce, failures after which a task fails, crashes at
 --          which it is quarantined, first pause (ms), longest pause (ms), then per task: id, epoch, entry id, first, last,
 --          chunks event ('' = no tail), journal, tokens of prompt and answer, charge ('failure' | 'crash' | 'none'), why, share of the pause (per mille),
---          HTTP status, result, finished event (for charge 'failure', should this have been the last try)
+--          HTTP status, result, finished event (for charge 'failure', should this have been the last try), least pause (ms)
 -- RETURNS  per task: 'again' (now) | 'later' (after a pause, full jitter) | 'failed' | 'quarantined' | 'cancelled' | 'expired'
 --          | 'fenced' (another's, or released before) | 'gap <last written>' | 'wrongtype <key>'
 -- INVARIANT what was asked to stop goes first: it ends, and is not tried again.
@@ -15,7 +15,7 @@ local first_pause_ms, longest_pause_ms = tonumber(ARGV[7]), tonumber(ARGV[8])
 
 -- USES clock, types, shard, terms, fair, flight, task, entries, tail
 
-local function fail(task, why, share, status, result, finished, tokens)
+local function fail(task, why, share, status, result, finished, least_ms, tokens)
   task.failures = task.failures + 1
   if task.failures > failure_limit then
     remember_attempt(task, why)
@@ -25,16 +25,16 @@ local function fail(task, why, share, status, result, finished, tokens)
     return 'failed'
   end
   local pause_ms = math.min(longest_pause_ms, first_pause_ms * 2 ^ (task.failures - 1)) * share / 1000
-  requeue(task, why, math.floor(now_ms + pause_ms))
+  requeue(task, why, math.floor(now_ms + least_ms + pause_ms))
   return 'later'
 end
 
-local function give_up(task, tokens, charge, why, share, status, result, finished)
+local function give_up(task, tokens, charge, why, share, status, result, finished, least_ms)
   if task.stop then
     end_as(task, task.stop, tokens)
     return task.stop
   elseif charge == 'failure' then
-    return fail(task, why, share, status, result, finished, tokens)
+    return fail(task, why, share, status, result, finished, least_ms, tokens)
   elseif charge == 'crash' then
     return survive(task, crash_limit, why)
   end
@@ -59,9 +59,9 @@ end
 check_shard()
 redis.call('XLEN', work)
 local verdicts, moved = {}, false
-for item = 0, (#ARGV - 8) / 14 - 1 do
-  local arg = 9 + item * 14
-  local verdict = release(KEYS[3 + item * 3], unpack(ARGV, arg, arg + 13))
+for item = 0, (#ARGV - 8) / 15 - 1 do
+  local arg = 9 + item * 15
+  local verdict = release(KEYS[3 + item * 3], unpack(ARGV, arg, arg + 14))
   verdicts[#verdicts + 1], moved = verdict, moved or not string.find(verdict, '^wrongtype')
 end
 if moved then redis.call('XADD', arrivals, '*', 'wake', 'release') end

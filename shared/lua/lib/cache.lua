@@ -5,13 +5,17 @@ local INLINE_BYTES = 65536
 
 -- End a waiting task with the answer of one that has completed. `how`: 'hit' or 'followed'. Bytes of the answer; nil: it is gone.
 -- What the other's end says behind its state is said again, such as usage and finish reason; that it was streamed is not.
+-- A response of the Responses API is known by its task, so in this one's answer it bears this one's id.
 local function answer(task, source, how)
   local status, result, finished = unpack(redis.call('HMGET', source.key, 'status', 'result', 'finished'))
   local rest = source.state == 'completed' and result and string.match(finished or '',
     '^{"type":"finished%.v1","attempt":%d+,"last":%d+,"state":"completed","status":%d+(.*)$')
   if not rest then return nil end
   rest = string.gsub(string.gsub(rest, '^,"streamed":%a+', ''), '^,"cache":"%a+"', '')
-  if #result <= INLINE_BYTES and string.sub(rest, 1, 10) ~= ',"result":' then rest = ',"result":' .. result .. rest end
+  local theirs, ours = string.gsub('"resp_' .. source.id .. '"', '%p', '%%%0'), '"resp_' .. task.id .. '"'
+  result, rest = string.gsub(result, theirs, ours), string.gsub(rest, theirs, ours)
+  local told = string.match(rest, '^,"result":') or string.match(rest, '^,"content_type":')  -- what is not JSON stays in the hash
+  if #result <= INLINE_BYTES and not told then rest = ',"result":' .. result .. rest end
   task.served, task.last = true, 0
   redis.call('HSET', task.key, 'served_from', source.id, 'cache_use', how)
   end_task(task, 'completed', status, result, string.format('{"type":"finished.v1","attempt":%d,"last":0,"state":"completed",' ..

@@ -6,7 +6,7 @@ local counts, made, waits = {}, {}, {}
 -- The key that keeps it from being made, because it holds another type; nil: none does.
 local function misused(asked, tenant_index, session_index, bus)
   if not is(tenant_index, 'zset') then return tenant_index end
-  if (asked.reply_to ~= '' or asked.metered ~= '') and not is(base .. 'outbox', 'stream') then return base .. 'outbox' end
+  if asked.reply_to .. asked.metered .. asked.tells ~= '' and not is(base .. 'outbox', 'stream') then return base .. 'outbox' end
   if asked.session == '' then return nil end
   return not is(session_index, 'zset') and session_index or not is(bus, 'stream') and bus or nil
 end

@@ -16,18 +16,18 @@ local function find(id)
   local key, partition = base .. 'task:' .. id, string.match(id, '^[^.]+%.%d+%.%d+%.(%d+)%.')
   local found = redis.pcall('HMGET', key, 'state', 'epoch', 'owner', 'worker', 'attempts', 'last', 'lane', 'session',
     'reply_to', 'created_at_ms', 'started_at_ms', 'deadline_ms', 'crashes', 'failures', 'stop', 'history', 'tenant',
-    'tokens_in', 'tokens_out', 'place', 'charge', 'metered', 'cache', 'follows', 'prefix', 'owes')
+    'tokens_in', 'tokens_out', 'place', 'charge', 'metered', 'cache', 'follows', 'prefix', 'owes', 'tells')
   if found.err or not found[7] or not partition then return nil end
   return {
     id = id, key = key, log = base .. 'log:' .. id, bus = base .. 'bus:' .. partition,
     state = found[1], epoch = found[2], owner = found[3], worker = found[4] or '',
     attempt = tonumber(found[5]) or 0, last = tonumber(found[6]) or 0, lane = found[7], session = found[8] or '',
-    reply_to = found[9] or '', created_at_ms = tonumber(found[10]) or 0, started_at_ms = tonumber(found[11]) or 0,
+    leaves = (found[9] or '') ~= '' or found[22] or found[27], created_at_ms = tonumber(found[10]) or 0, started_at_ms = tonumber(found[11]) or 0,
     deadline_ms = tonumber(found[12]) or math.huge, crashes = tonumber(found[13]) or 0,
     failures = tonumber(found[14]) or 0, stop = found[15], history = found[16] or '', tenant = found[17] or 'default',
     tokens_in = tonumber(found[18]) or 0, tokens_out = tonumber(found[19]) or 0,
-    place = tonumber(found[20] or found[10]) or 0, charge = found[21] or '', metered = found[22],
-    cache = found[23] or '', follows = found[24], prefix = found[25] or '', owes = found[26],
+    place = tonumber(found[20] or found[10]) or 0, charge = found[21] or '', cache = found[23] or '',
+    follows = found[24], prefix = found[25] or '', owes = found[26],
   }
 end
 
@@ -38,7 +38,7 @@ local function foreign(task)
   local backlog, running = backlog_of(task.lane, task.tenant), running_of(task.tenant)
   if not is(backlog, 'zset') then return backlog end
   if not is(running, 'set') then return running end
-  if (task.reply_to ~= '' or task.metered) and not is(base .. 'outbox', 'stream') then return base .. 'outbox' end
+  if task.leaves and not is(base .. 'outbox', 'stream') then return base .. 'outbox' end
   if task.session ~= '' and not is(base .. 'session:' .. task.session, 'zset') then
     return base .. 'session:' .. task.session
   end
@@ -100,7 +100,7 @@ local function end_task(task, state, status, result, finished, used)
     count_one(task, -1)
   end
   settle(task, used, task.state == 'processing' and now_ms - task.started_at_ms or nil)
-  if task.reply_to ~= '' or task.metered then redis.call('XADD', base .. 'outbox', '*', 't', task.id) end
+  if task.leaves then redis.call('XADD', base .. 'outbox', '*', 't', task.id) end
   if task.cache ~= '' then land(task, state) end
   list_again(task)
 end

@@ -51,6 +51,15 @@ def test_programs_get_what_they_need_to_find_one_another() -> None:
     assert ingress["HEADRACE_CONFIG"] == str(Path("headrace.toml").resolve())
 
 
+def test_files_lie_in_the_data_folder_unless_another_place_is_given() -> None:
+    for given, expected in (
+        (FREE, (HOME.folder / "objects").absolute().as_uri()),
+        ({"HEADRACE_OBJECTS": "s3://b"}, "s3://b"),
+    ):
+        plan = make_plan(Options(), CONFIG, FREE | given)
+        assert {p.environ["HEADRACE_OBJECTS"] for p in plan.programs(HOME, "redis://x")} == {expected}
+
+
 def test_a_given_notifier_url_stays() -> None:
     public = {"HEADRACE_INGRESS_NOTIFIER_URL": "https://push.example.org"}
     plan = make_plan(Options(), CONFIG, FREE | public)

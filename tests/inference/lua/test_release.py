@@ -101,6 +101,15 @@ async def test_failed_task_is_tried_again_later_with_jitter_below_a_doubling_pau
         hand = await run_again(bus, owner)
 
 
+async def test_what_an_upstream_asked_for_is_waited_for_before_the_pause(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    before_ms = await now_ms(bus)
+    assert await release_one(bus, owner, replace(given_up(hand, 1, 0, charge="failure"), least_ms=30_000)) == "later"
+    due_ms = int(await bus.commands.call("ZSCORE", SHARD.later, hand.id))
+    assert before_ms + 30_000 + FIRST_PAUSE_MS // 2 <= due_ms <= await now_ms(bus) + 30_000 + FIRST_PAUSE_MS // 2
+
+
 async def now_ms(bus: Bus) -> int:
     seconds, micros = await bus.commands.call("TIME")
     return int(seconds) * 1000 + int(micros) // 1000

@@ -306,3 +306,25 @@ async def test_task_is_put_off_while_a_key_of_its_flight_holds_another_type(bus:
 async def test_end_is_refused_whole_while_a_key_holds_another_type(bus: Bus, key: str) -> None:
     id = await take_in(bus, expect="miss")
     await cached.assert_refused_by(bus, key, lambda: cancel(bus, SHARD, LIMITS, [id]))
+
+
+@pytest.mark.parametrize("size", [4, INLINE_RESULT_BYTES + 1])
+async def test_an_answer_that_is_not_json_is_given_from_the_hash_alone(bus: Bus, size: int) -> None:
+    id, owner = await take_in(bus, expect="miss"), await tasks.worker(bus)
+    await cached.complete(bus, owner, id, result=b"R" * size, content_type="audio/wav")
+    again = await take_in(bus, expect="hit")
+    finished = await cached.end_of(bus, again)
+    assert (finished.content_type, finished.result, finished.cache) == ("audio/wav", NULL, "hit")
+    assert (await tasks.fields(bus, again))["result"] == "R" * size
+
+
+@pytest.mark.parametrize("chunks", [0, 2])
+async def test_a_response_bears_the_id_of_the_task_that_it_answers(bus: Bus, chunks: int) -> None:
+    id, owner = await take_in(bus, expect="miss"), await tasks.worker(bus)
+    made = f'{{"id":"resp_{id}","said":"%1 resp_{id}"}}'
+    await cached.complete(bus, owner, id, result=made.encode(), chunks=chunks)
+    again = await take_in(bus, expect="hit")
+    ours = made.replace(f'"resp_{id}"', f'"resp_{again}"')
+    assert (
+        (await tasks.fields(bus, again))["result"] == bytes((await cached.end_of(bus, again)).result).decode() == ours
+    )

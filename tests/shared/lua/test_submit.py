@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,23 @@ async def test_task_that_was_cancelled_before_it_came_ends_at_once(bus: Bus) -> 
         assert await tasks.ttl_ms(bus, key) > 0
     assert await bus.commands.call("ZRANGE", SHARD.tenant("default"), 0, -1) == [made.id.encode()]
     assert await bus.commands.call("EXISTS", SHARD.arrivals, SHARD.expiry, SHARD.attached) == 0
+
+
+@pytest.mark.parametrize("wants", [{"reply_to": "orders"}, {"metered": "1"}, {"tells": "1"}], ids=str)
+async def test_whoever_wants_to_know_of_its_end_finds_it_in_the_outbox(bus: Bus, wants: dict[str, Any]) -> None:
+    made, other = tasks.item(**wants), tasks.item()
+    assert await submit(bus, SHARD, CONFIG, [made, other]) == ["new", "new"]
+    assert {field: (await tasks.fields(bus, made.id))[field] for field in wants} == wants
+    assert await cancel(bus, SHARD, tasks.LIMITS, [made.id, other.id]) == ["cancelled", "cancelled"]
+    assert [entry for _, entry in await tasks.entries(bus, SHARD.outbox)] == [{b"t": made.id.encode()}]
+
+
+@pytest.mark.keeps_keys
+@pytest.mark.parametrize("wants", [{"reply_to": "orders"}, {"metered": "1"}, {"tells": "1"}], ids=str)
+async def test_an_outbox_of_another_type_stops_only_those(bus: Bus, wants: dict[str, Any]) -> None:
+    made = tasks.item(**wants)
+    await assert_refused_whole(bus, SHARD.outbox, lambda: submit(bus, SHARD, CONFIG, [made]))
+    assert await submit(bus, SHARD, CONFIG, [tasks.item()]) == ["new"]
 
 
 async def test_repeat_of_a_task_that_was_cancelled_before_it_came_writes_nothing(bus: Bus) -> None:

@@ -1,0 +1,116 @@
+"""Which calls run together in the python engine, and which one of them is to blame when that fails.
+
+A batch that fails as a whole says nothing about the single call, so it is run again in halves until the one that fails is
+alone: of 256 calls with one that kills, 16 runs find it, and 255 are answered. What ended a process, which may be any call that
+ran in it, is run again in halves too, each with nothing else beside it.
+"""
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Iterable
+from itertools import count
+
+from services.inference.engine import Answer, Chunk, EngineDead
+
+
+class Item:
+    """One call in the engine."""
+
+    def __init__(self, task_id: str, body: bytes, priority: int) -> None:
+        self.task_id, self.body, self.priority = task_id, body, priority
+        self.pieces: asyncio.Queue[Chunk | Answer | EngineDead] = asyncio.Queue()
+        self.begun = False
+        """It has made chunks: it cannot be run again unseen."""
+        self.over = False
+        """It was answered, or nobody waits for it any more."""
+        self.job: Job | None = None
+
+    def tell(self, piece: Chunk | Answer | EngineDead) -> None:
+        if self.over:
+            return
+        self.begun, self.over = True, not isinstance(piece, Chunk)
+        self.pieces.put_nowait(piece)
+
+
+class Job:
+    """What one run of the callable is for."""
+
+    def __init__(self, items: list[Item], *, alone: bool = False) -> None:
+        self.items = items
+        self.alone = alone
+        """It may have ended a process: nothing runs beside it but other such jobs that it is given with."""
+        for item in items:
+            item.job = self
+
+    @property
+    def wanted(self) -> bool:
+        return any(not item.over for item in self.items)
+
+
+def halves(jobs: list[Job], *, alone: bool) -> list[list[Job]]:
+    """What to run again, in turn, so that what is to blame is found: half of the jobs each, or half of the one's items."""
+    if len(jobs) > 1:
+        middle = len(jobs) // 2
+        return [[Job(job.items, alone=alone) for job in half] for half in (jobs[:middle], jobs[middle:])]
+    items = jobs[0].items
+    middle = (len(items) + 1) // 2
+    return [[Job(half, alone=alone)] for half in (items[:middle], items[middle:]) if half]
+
+
+class Batches:
+    """What waits: the most urgent call first, of these the oldest, in batches of at most `size`."""
+
+    def __init__(self, size: int, wait_s: float) -> None:
+        self._size, self._wait_s = size, wait_s
+        self._since: dict[Item, float] = {}
+        """In order of their coming."""
+        self._urgent: list[tuple[int, int, Item]] = []
+        self._numbers = count()
+        self._again: deque[list[Job]] = deque()
+
+    def add(self, item: Item, now_s: float) -> None:
+        self._since[item] = now_s
+        heapq.heappush(self._urgent, (item.priority, next(self._numbers), item))
+
+    def add_again(self, groups: Iterable[list[Job]]) -> None:
+        """Before everything else, for their items have waited once. What is alone goes to one process with its group."""
+        self._again.extendleft(reversed(list(groups)))
+
+    def remove(self, item: Item) -> None:
+        """Nobody waits for it any more. One that runs, or is run again, is left to its job."""
+        self._since.pop(item, None)
+
+    @property
+    def due_at_s(self) -> float | None:
+        """When what waits goes, full batch or not; None: nothing waits for company."""
+        return next(iter(self._since.values())) + self._wait_s if self._since else None
+
+    def next(self, now_s: float, *, empty: bool) -> list[Job]:
+        """What a process with room is to run, all at once; `empty`: it runs nothing else. Empty: nothing is due."""
+        if jobs := self._next_again(empty=empty):
+            return jobs
+        due_at_s = self.due_at_s
+        if due_at_s is None or (len(self._since) < self._size and now_s < due_at_s):
+            return []
+        items: list[Item] = []
+        while self._since and len(items) < self._size:
+            _, _, item = heapq.heappop(self._urgent)
+            if self._since.pop(item, None) is not None:
+                items.append(item)
+        return [Job(items)]
+
+    def _next_again(self, *, empty: bool) -> list[Job]:
+        for group in list(self._again):
+            if group[0].alone and not empty:
+                continue
+            self._again.remove(group)
+            wanted = ([item for item in job.items if not item.over] for job in group)
+            if jobs := [Job(items, alone=group[0].alone) for items in wanted if items]:
+                return jobs
+        return []
+
+    def clear(self) -> None:
+        self._since.clear()
+        self._urgent.clear()
+        self._again.clear()

@@ -1,0 +1,236 @@
+"""The Batch API, as the `openai` client calls it. services/scheduler/batches does the work; here it is asked for and looked at."""
+
+import re
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Raw, Struct
+from starlette.types import Receive, Scope, Send
+
+from services.ingress.auth import Auth, may_see
+from services.ingress.http import Endpoint, header, query, read_body, respond
+from services.ingress.tasks import page_limit
+from shared.batches import DAY_S, LONGEST_WINDOW_S, Asked, Batch, Batches, End, Fault, Status, file_id_of
+from shared.bus.client import Bus
+from shared.config import Config
+from shared.errors import BatchNotFound, BatchOver, FileNotFound, InvalidRequest
+from shared.files import Files
+from shared.messages import NULL, encode
+from shared.reading import read
+from shared.request import check_name
+from shared.routes import ROUTES
+
+BODY_BYTES = 64 * 1024
+PURPOSE = "batch"
+"""Of files that may be the input."""
+WINDOW = re.compile(r"([1-9]\d{0,3})([hd])")
+HOUR_S = 3600
+MOST_METADATA, LONGEST_NAME, LONGEST_VALUE = 16, 64, 512
+
+
+class OutputExpiry(Struct, frozen=True, forbid_unknown_fields=True):
+    anchor: Literal["created_at"]
+    seconds: int
+
+
+class Create(Struct, frozen=True, forbid_unknown_fields=True):
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    metadata: dict[str, str] | None = None
+    output_expires_after: OutputExpiry | None = None
+
+
+class Counts(Struct):
+    total: int
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+
+
+class Errors(Struct, tag_field="object", tag="list"):
+    data: list[Fault]
+
+
+class Usage(Struct):
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: dict[str, int]
+    output_tokens_details: dict[str, int]
+
+
+class BatchView(Struct, kw_only=True, tag_field="object", tag="batch"):
+    """A batch as clients see it. Times are Unix seconds."""
+
+    id: str
+    endpoint: str
+    model: str | None
+    errors: Errors | None
+    input_file_id: str
+    completion_window: str
+    status: Status
+    output_file_id: str | None
+    error_file_id: str | None
+    """Both can be read while the batch runs; none: there is nothing in it yet."""
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: Counts
+    usage: Usage
+    metadata: Raw = NULL
+
+
+_create = msgspec.json.Decoder(Create)
+
+
+class BatchDoor:
+    """Whoever has proved who it is sees its own tenant's batches, and no others."""
+
+    def __init__(self, bus: Bus, config: Config, files: Files, auth: Auth) -> None:
+        self._files, self._auth = files, auth
+        self._batches = Batches(bus, config.limits.files_kept_s)
+        self.create = Endpoint("/v1/batches", self._create)
+        self.list = Endpoint("/v1/batches", self._list)
+        self.show = Endpoint("/v1/batches/{id}", self._show)
+        self.cancel = Endpoint("/v1/batches/{id}/cancel", self._cancel)
+
+    async def _create(self, scope: Scope, receive: Receive, send: Send) -> None:
+        payer = self._auth.payer(scope)
+        said: Create = read(_create, await read_body(scope, receive, BODY_BYTES), Create)
+        asked = asked_of(said, payer.tenant, payer.key)
+        self._files.objects  # noqa: B018 - raises, where there is no store
+        file = await self._files.get(said.input_file_id)
+        if not may_see(payer, file.tenant):
+            raise FileNotFound(said.input_file_id)
+        if file.purpose != PURPOSE:
+            raise InvalidRequest(
+                f"The purpose of the file {file.id} is {file.purpose!r}; upload it with the purpose {PURPOSE!r}.",
+                param="input_file_id",
+            )
+        key = check_name("Idempotency-Key", header(scope, b"idempotency-key"))
+        batch = await self._batches.make(asked, key=key, total=file.lines)
+        await respond(send, 200, encode(view(batch)))
+
+    async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, 200, encode(view(await self._own(scope))))
+
+    async def _cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Also when it was cancelled before, or when all its items have ended and its files are being closed."""
+        await self._own(scope)
+        batch = await self._batches.cancel(scope["path_params"]["id"])
+        if batch.status in (Status.COMPLETED, Status.FAILED, Status.EXPIRED):
+            raise BatchOver(batch.id, batch.status)
+        await respond(send, 200, encode(view(batch)))
+
+    async def _list(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The newest first."""
+        payer = self._auth.payer(scope)
+        asked = query(scope, {"limit": "20", "after": ""})
+        limit = page_limit(asked["limit"])
+        found = await self._batches.newest(payer.tenant, asked["after"], limit + 1)
+        views = [view(batch) for batch in found[:limit]]
+        first, last = (views[0].id, views[-1].id) if views else (None, None)
+        page: dict[str, Any] = {"object": "list", "data": views, "first_id": first, "last_id": last}
+        await respond(send, 200, encode({**page, "has_more": len(found) > limit}))
+
+    async def _own(self, scope: Scope) -> Batch:
+        """Raises: BatchNotFound, also for one of others."""
+        payer, batch_id = self._auth.payer(scope), scope["path_params"]["id"]
+        batch = await self._batches.read(batch_id)
+        if not may_see(payer, batch.tenant):
+            raise BatchNotFound(batch_id)
+        return batch
+
+
+def asked_of(said: Create, tenant: str, key: str) -> Asked:
+    """Raises: InvalidRequest."""
+    routes = [path for path, route in ROUTES.items() if not route.form]
+    if said.endpoint not in routes:
+        raise InvalidRequest(f"`endpoint` is {said.endpoint[:80]!r}; allowed: {', '.join(routes)}", param="endpoint")
+    return Asked(
+        tenant=tenant,
+        key=key,
+        endpoint=said.endpoint,
+        input_file_id=said.input_file_id,
+        window=said.completion_window,
+        window_s=window_s(said.completion_window),
+        metadata=Raw(encode(checked(said.metadata))) if said.metadata is not None else NULL,
+        output_kept_s=kept_s(said.output_expires_after),
+    )
+
+
+def window_s(said: str) -> int:
+    """Raises: InvalidRequest."""
+    found = WINDOW.fullmatch(said)
+    seconds = int(found[1]) * (HOUR_S if found[2] == "h" else DAY_S) if found else 0
+    if not 0 < seconds <= LONGEST_WINDOW_S:
+        raise InvalidRequest(
+            f"`completion_window` is {said[:40]!r}; allowed: whole hours or days, such as 24h or 3d, at most "
+            f"{LONGEST_WINDOW_S // DAY_S}d",
+            param="completion_window",
+        )
+    return seconds
+
+
+def checked(metadata: dict[str, str]) -> dict[str, str]:
+    """Raises: InvalidRequest."""
+    if len(metadata) > MOST_METADATA:
+        raise InvalidRequest(
+            f"`metadata` has {len(metadata)} pairs; allowed: at most {MOST_METADATA}", param="metadata"
+        )
+    for name, value in metadata.items():
+        if len(name) > LONGEST_NAME or len(value) > LONGEST_VALUE:
+            raise InvalidRequest(
+                f"`metadata` has {name[:40]!r} with {len(value)} characters; allowed: names of at most {LONGEST_NAME}, values "
+                f"of at most {LONGEST_VALUE}",
+                param="metadata",
+            )
+    return metadata
+
+
+def kept_s(said: OutputExpiry | None) -> int:
+    """Raises: InvalidRequest."""
+    if said is None:
+        return 0
+    if not HOUR_S <= said.seconds <= LONGEST_WINDOW_S:
+        raise InvalidRequest(
+            f"`output_expires_after.seconds` is {said.seconds}; allowed: {HOUR_S} to {LONGEST_WINDOW_S}",
+            param="output_expires_after.seconds",
+        )
+    return said.seconds
+
+
+def view(batch: Batch) -> BatchView:
+    at = {status: at_ms // 1000 or None for status, at_ms in batch.at_ms.items()}
+    used = batch.tokens_in, batch.tokens_out
+    return BatchView(
+        id=batch.id,
+        endpoint=batch.endpoint,
+        model=batch.model or None,
+        errors=Errors(batch.faults) if batch.faults else None,
+        input_file_id=batch.input_file_id,
+        completion_window=batch.window,
+        status=batch.status,
+        output_file_id=file_id_of(batch.id, "output") if batch.output_lines else None,
+        error_file_id=file_id_of(batch.id, "errors") if batch.error_lines else None,
+        created_at=batch.created_at_ms // 1000,
+        in_progress_at=at[Status.IN_PROGRESS],
+        expires_at=batch.expires_at_ms // 1000,
+        finalizing_at=at[Status.FINALIZING],
+        completed_at=at[Status.COMPLETED],
+        failed_at=at[Status.FAILED],
+        expired_at=at[Status.EXPIRED],
+        cancelling_at=at[Status.CANCELLING],
+        cancelled_at=at[Status.CANCELLED],
+        request_counts=Counts(batch.total, *(batch.ended[end] for end in End)),
+        usage=Usage(*used, sum(used), {"cached_tokens": 0}, {"reasoning_tokens": 0}),
+        metadata=batch.metadata,
+    )

@@ -1,0 +1,32 @@
+"""Batches: files of requests, fed to the lane `batch` item by item, whatever is killed meanwhile.
+
+Problem. A batch outlives every process that works on it: a day, a million lines, schedulers that are killed, replaced and
+paused. Each of its lines must end exactly once, in exactly one line of its output, and the client may look at any time.
+
+What there is
+  - The input lies in the object store and never changes. `offset` says how much of it was fed.
+  - The hash `state` has the counts, `open` each item that was fed and has not ended, the bitmap `ended` the others. All of a
+    batch lies in one slot, so each step is one script: batch_feed opens items and moves the offset, batch_end ends items.
+  - An item is an ordinary task of the lane batch. Its id follows from the batch and the item's number, so submitting it again
+    finds it. Its end comes on `hr:reply:batch.<batch>`, payload included, at least once.
+  - Lines of output are gathered into a segment, an object of its own. First it is put, then batch_end names it together with
+    the items it has: a segment that no script named is an orphan, and is deleted at the end.
+  - The output and error files are lists of segments. A segment that was named is filed at once, and stands in `unfiled` until
+    it is; to file one twice changes nothing.
+
+Who does it. Whoever holds the batch's lease: any scheduler takes one that lapsed. The lease is a fence (epoch and nonce, in
+Redis' own time), and each script checks it, so a holder that slept through its lease writes nothing more. What it still can do is
+submit tasks, which the next one finds, and put objects, which are orphans.
+
+Invariants
+  - fed = open + ended, and completed + failed + cancelled + expired = ended, after every script; total - fed was not begun.
+  - A holder's memory is only a copy. After any error it is thrown away and read again, as the next holder would.
+  - At most `limits.batch_window` items of a tenant are tasks at once, for each scheduler. A refusal (a full backlog, a tenant's
+    allowance, a deadline that cannot be met yet) means to wait; so do an object store and a Redis out of reach. Only the deadline
+    of the batch ends the waiting.
+
+Rejected: one task for the whole batch (its end is all or nothing), counting replies as they come (they may come twice),
+appending to one output object (object stores do not), a reply that carries the item's number (anybody may write to a reply stream;
+an id that is not open is nobody's), validating while feeding (a duplicate custom_id is known only to who has read all before it:
+a first pass marks them, so that a successor need not read the file again).
+"""

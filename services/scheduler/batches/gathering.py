@@ -1,0 +1,190 @@
+"""From ends of tasks to lines in the output and error files."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from services.scheduler import metrics
+from services.scheduler.batches.endings import Ending, answered, lost
+from services.scheduler.batches.items import Item, reply_name
+from services.scheduler.batches.scripts import Ended, Segment, end
+from services.scheduler.batches.work import Tools, Work
+from shared import keys
+from shared.batches import End
+from shared.bus.connection import Reply as Answer
+from shared.clock import monotonic_s
+from shared.ids import new_nonce
+from shared.keys import keys_of
+from shared.lifecycle import State
+from shared.messages import NULL, Reply, encode
+from shared.record import FIELDS, parse_record
+from shared.routes import ROUTES, Shape
+
+log = logging.getLogger(__name__)
+
+READ = 100
+READ_BYTES = 4 * 1024 * 1024
+"""Replies of one read, and what they may come to, going by the largest of the last ones."""
+SEGMENT_ITEMS, SEGMENT_BYTES = 500, 4 * 1024 * 1024
+SEGMENT_S, SEGMENT_GROWTH, LONGEST_SEGMENT_S = 1.0, 0.01, 60.0
+"""Age at which a segment is put, and how much older each may get than the one before: a day of a slow batch is 4,000 objects, not
+86,000, and a quick one is still read a second after an item has ended."""
+SILENCE_S = 30.0
+"""Without any end, while there are tasks: they are looked at, should a reply have been lost."""
+KEPT_MS = 600_000
+"""Of a task whose line is in the output: long enough for whoever still repeats something. Without it a large batch would fill
+Redis with what is in the object store."""
+
+Again = Callable[[int, Item], Awaitable[None]]
+_reply = msgspec.json.Decoder(Reply)
+
+
+class Gathering:
+    def __init__(self, tools: Tools, work: Work, again: Again) -> None:
+        """`again`: submits an item whose task is nowhere."""
+        self._tools, self._work, self._again = tools, work, again
+        self._stream = keys.reply(reply_name(work.batch.id))
+        self._cursor = b"0-0"
+        self._largest = 0
+        self._news_s = self._oldest_s = monotonic_s()
+        self._segments = work.batch.segments
+        route = ROUTES.get(work.batch.endpoint)
+        self._by_reference = route is not None and route.shape is Shape.LAST
+
+    async def take(self) -> bool:
+        """The ends that have come; whether there were any. Raises: BusError."""
+        count = max(1, min(READ, READ_BYTES // max(1, self._largest)))
+        found = await self._tools.bus.read("XREAD", "COUNT", count, "STREAMS", self._stream, self._cursor)
+        entries: Answer = found[0][1] if found else []
+        if entries:
+            self._news_s = monotonic_s()
+            self._largest = max(len(value) for _, fields in entries for value in fields)
+        for entry, fields in entries:
+            await self._on_reply(dict(zip(fields[::2], fields[1::2], strict=True)).get(b"reply", b""))
+            self._cursor = entry
+        if self._work.numbers and monotonic_s() - self._news_s > SILENCE_S:
+            await self.look(list(self._work.numbers.values()))
+            self._news_s = monotonic_s()
+        return bool(entries)
+
+    async def look(self, numbers: Sequence[int]) -> None:
+        """At the tasks of these items: what has ended is an end, what is gone is submitted again. Raises: BusError."""
+        for first in range(0, len(numbers), READ):
+            page = [(number, self._work.open[number]) for number in numbers[first : first + READ]]
+            states = await asyncio.gather(*(self._state(item.task_id) for _, item in page))
+            for (number, item), state in zip(page, states, strict=True):
+                if item.task_id not in self._work.numbers:
+                    continue
+                if state is None:
+                    log.warning("%s: the task of item %d is gone; it is submitted again", self._work.batch.id, number)
+                    await self._again(number, item)
+                elif State(state.decode()).terminal:
+                    await self._from_hash(number, item)
+
+    async def commit(self, *, hurry: bool) -> bool:
+        """Put a segment and name it, if there is enough for one, or it is time. `hurry`: nothing is going to be added.
+
+        Raises: Fenced, OutOfStep, StoreUnavailable, BusError.
+        """
+        endings = self._work.endings
+        if not endings:
+            self._oldest_s = monotonic_s()
+            return False
+        size = sum(len(ending.line) for ending in endings)
+        if not (hurry or len(endings) >= SEGMENT_ITEMS or size >= SEGMENT_BYTES or self._is_old()):
+            return False
+        await self._put(endings)
+        self._work.endings = []
+        self._segments, self._oldest_s = self._segments + 1, monotonic_s()
+        for ending in endings:
+            metrics.BATCH_ITEMS.labels(ending.end).inc()
+            del self._work.open[ending.number]
+        await self._forget(endings)
+        return True
+
+    async def file_rest(self) -> None:
+        """Segments that were named, and are in no file yet. Raises: StoreUnavailable, BusError."""
+        unfiled = keys.batch(self._work.batch.id, "unfiled")
+        for entry in await self._tools.bus.read("LRANGE", unfiled, 0, -1):
+            kind, segment, size = entry.decode().split()
+            await self._tools.store.file(self._work.batch, kind, segment, int(size))
+            await self._tools.bus.commands.call("LREM", unfiled, 1, entry)
+
+    # -- parts
+
+    def _is_old(self) -> bool:
+        age_s = min(SEGMENT_S + SEGMENT_GROWTH * self._segments, LONGEST_SEGMENT_S)
+        return monotonic_s() - self._oldest_s >= age_s
+
+    async def _put(self, endings: list[Ending]) -> None:
+        work, tools = self._work, self._tools
+        output = [ending.line for ending in endings if ending.end is End.COMPLETED]
+        errors = [ending.line for ending in endings if ending.end is not End.COMPLETED]
+        segment = Segment(
+            f"{work.fence.epoch:06d}-{new_nonce()}",
+            sum(map(len, output)),
+            sum(map(len, errors)),
+            len(output),
+            len(errors),
+            sum(ending.tokens_in for ending in endings),
+            sum(ending.tokens_out for ending in endings),
+        )
+        await tools.store.put(work.batch, segment.name, {"output": b"".join(output), "errors": b"".join(errors)})
+        ended = [Ended(ending.number, ending.end) for ending in endings]
+        work.check(await end(tools.bus, work.batch.id, work.fence, segment, ended))
+        await self.file_rest()
+
+    async def _forget(self, endings: Sequence[Ending]) -> None:
+        """Replies up to the last one read are in segments. Their tasks need not be kept for as long as others."""
+        if self._cursor != b"0-0":
+            milliseconds, _, number = self._cursor.decode().partition("-")
+            await self._tools.bus.commands.call("XTRIM", self._stream, "MINID", f"{milliseconds}-{int(number) + 1}")
+        if not self._by_reference:
+            ids = [ending.task_id for ending in endings if ending.task_id and not ending.cached]
+            ways = (keys_of(id)[0].task(id) for id in ids)
+            await asyncio.gather(*(self._tools.bus.commands.call("PEXPIRE", key, KEPT_MS, "LT") for key in ways))
+
+    async def _on_reply(self, data: bytes) -> None:
+        """A reply for no open item is a repeat, or a stranger's."""
+        try:
+            reply = _reply.decode(data)
+            state = State(reply.status)
+        except (msgspec.DecodeError, ValueError):
+            log.warning("%s: an entry of %s is no reply", self._work.batch.id, self._stream)
+            return
+        number = self._work.numbers.get(reply.id)
+        if number is None:
+            return
+        item = self._work.open[number]
+        if state is State.COMPLETED and reply.result is not NULL:
+            self._add(answered(self._work.batch.id, number, item, state, 200, bytes(reply.result)))
+        elif state in (State.COMPLETED, State.FAILED):
+            await self._from_hash(number, item, reply)
+        else:
+            self._add(answered(self._work.batch.id, number, item, state, 0, b""))
+
+    async def _from_hash(self, number: int, item: Item, reply: Reply | None = None) -> None:
+        """A reply has no HTTP status, and of a failure not the engine's own words. Raises: BusError."""
+        key = keys_of(item.task_id)[0].task(item.task_id)
+        *values, result = await self._tools.bus.read("HMGET", key, *FIELDS, "result")
+        record = parse_record(values)
+        batch_id = self._work.batch.id
+        if record is not None and not record.state.terminal:  # somebody else's word for it
+            return
+        if record is not None and (result or record.state not in (State.COMPLETED, State.FAILED)):
+            self._add(answered(batch_id, number, item, record.state, record.status, result or b""))
+        elif reply is not None and reply.error is not None:
+            error = encode({"error": reply.error})
+            self._add(answered(batch_id, number, item, State.FAILED, 500, error))
+        else:
+            self._add(lost(batch_id, number, item))
+
+    def _add(self, ending: Ending) -> None:
+        self._work.numbers.pop(ending.task_id or self._work.open[ending.number].task_id, None)
+        self._work.endings.append(ending)
+
+    async def _state(self, task_id: str) -> bytes | None:
+        found = await self._tools.bus.read("HGET", keys_of(task_id)[0].task(task_id), "state")
+        return bytes(found) if found is not None else None

@@ -1,0 +1,102 @@
+"""Bodies of multipart/form-data: their parts by place, so that one value can be changed and every other byte stays."""
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from shared.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+FORM = "multipart/form-data"
+
+
+class Part(Struct):
+    name: str = ""
+    filename: str = ""
+    """Empty: it is a field, not a file."""
+    start: int = 0
+    end: int = 0
+    """Its value is body[start:end]."""
+
+
+class _Reader:
+    """Callbacks of the parser. The body comes in one piece, so the places that it tells are places in the body."""
+
+    def __init__(self, body: bytes) -> None:
+        self.parts: list[Part] = []
+        self.whole = False
+        self._body, self._name, self._value, self._lead = body, b"", b"", 0
+
+    def on_part_begin(self) -> None:
+        self.parts.append(Part())
+        self._lead = 0
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def on_header_end(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            _, options = parse_options_header(self._value)
+            part = self.parts[-1]
+            part.name = options.get(b"name", b"").decode(errors="replace")
+            part.filename = options.get(b"filename", b"").decode(errors="replace")
+        self._name = self._value = b""
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        part = self.parts[-1]
+        if data is not self._body:  # what looked like the begin of a boundary and was none: told in a copy of it
+            self._lead += end - start
+            return
+        part.start = part.start or start - self._lead
+        part.end = end
+
+    def on_end(self) -> None:
+        self.whole = True
+
+
+def parts(body: bytes, content_type: str) -> list[Part]:
+    """Raises: InvalidRequest."""
+    _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if not boundary:
+        raise InvalidRequest(f"The header Content-Type is {content_type[:80]!r}; expected {FORM} with its boundary.")
+    reader = _Reader(body)
+    calls: MultipartCallbacks = {
+        "on_part_begin": reader.on_part_begin,
+        "on_header_field": reader.on_header_field,
+        "on_header_value": reader.on_header_value,
+        "on_header_end": reader.on_header_end,
+        "on_part_data": reader.on_part_data,
+        "on_end": reader.on_end,
+    }
+    try:
+        MultipartParser(boundary, calls).write(body)
+    except FormParserError as error:
+        raise InvalidRequest(f"The body is not valid {FORM}: {error}") from None
+    if not reader.whole:
+        raise InvalidRequest(f"The body is not valid {FORM}: it ends before its last boundary.")
+    return reader.parts
+
+
+def field(body: bytes, found: list[Part], name: str) -> str | None:
+    """The value of a field, the last one if it comes twice, as servers read it; None: there is none. Raises: InvalidRequest."""
+    part = next((part for part in reversed(found) if part.name == name and not part.filename), None)
+    if part is None:
+        return None
+    try:
+        return body[part.start : part.end].decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"The field `{name}` is not UTF-8: {error}", param=name) from None
+
+
+def with_field(body: bytes, found: list[Part], name: str, value: str) -> bytes:
+    """The body with another value of a field that it has."""
+    part = next((part for part in reversed(found) if part.name == name and not part.filename), None)
+    return body if part is None else body[: part.start] + value.encode() + body[part.end :]

@@ -1,0 +1,163 @@
+"""Responses that are kept, with nobody behind the door: what is submitted, what is told of it, and to whom."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from services.inference.scripts import Owner, rebase, start
+from services.ingress.app import build
+from services.ingress.attendance import Attendance
+from services.ingress.settings import Settings
+from services.scheduler.scripts import dispatch
+from shared.bus.client import Bus
+from shared.bus.tail import Tails
+from shared.cancel import Canceller
+from shared.config import Config
+from shared.lifecycle import State
+from shared.messages import Finished, Response, Task, decode_task, encode
+from shared.payer import digest_of
+from shared.policy import Key, Live, Policy
+from tests.support import tasks
+from tests.support.tails import tailing
+
+KEYS = {name: Key(tenant=name, sha256=digest_of(name)) for name in ("acme", "beta")}
+CONFIG = Config(pools=tasks.CONFIG.pools, live=Live(Policy(keys=KEYS)))
+PATH, ASKED = "/v1/responses", {"model": tasks.MODEL, "input": "one", "background": True}
+
+
+@pytest.fixture
+async def http(bus: Bus) -> AsyncIterator[httpx.AsyncClient]:
+    async with tailing(bus) as tail:
+        app = build(bus, CONFIG, Settings(), Tails([tail]), Attendance(bus, Canceller(bus, CONFIG)))
+        headers = {"authorization": "Bearer acme"}
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://ingress", headers=headers
+        ) as client:
+            yield client
+
+
+BETA = {"authorization": "Bearer beta"}
+
+
+async def make(http: httpx.AsyncClient, **more: Any) -> Any:
+    answer = await http.post(PATH, json={**ASKED, **more})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def task_of(response: Any) -> str:
+    return str(response["id"]).removeprefix("resp_")
+
+
+async def stored(bus: Bus, response: Any) -> tuple[Any, Any]:
+    hash = await tasks.fields(bus, task_of(response))
+    return decode_task(hash["spec"].encode()), msgspec.json.decode(hash["body"])
+
+
+async def complete(bus: Bus, owner: Owner, response: Any, text: str) -> Any:
+    """A worker runs the only task that waits."""
+    assert "queued" in await tasks.admit_all(bus)
+    assert (await dispatch(bus, tasks.SHARD, tasks.CONFIG)).handed_out == 1
+    (hand,) = await tasks.hands(bus, owner)
+    await start(bus, owner, [hand])
+    part = {"type": "output_text", "text": text}
+    whole = {"id": response["id"], "object": "response", "output": [{"type": "message", "content": [part]}]}
+    finished = encode(Finished(attempt=1, last=0, state=State.COMPLETED, status=200))
+    ending = msgspec.structs.replace(tasks.ending(hand, 1, 0), result=encode(whole), finished=finished)
+    assert await tasks.finish_one(bus, owner, ending) == "ok"
+    return whole
+
+
+async def test_one_in_the_background_is_queued_and_the_engine_is_not_told_so(http: httpx.AsyncClient, bus: Bus) -> None:
+    made = await make(http, instructions="be brief", metadata={"k": "v"})
+    assert (made["status"], made["background"], made["output"], made["error"]) == ("queued", True, [], None)
+    assert (made["instructions"], made["metadata"], made["model"]) == ("be brief", {"k": "v"}, tasks.MODEL)
+    task, body = await stored(bus, made)
+    assert (task.response, task.attached) == (Response(background=True), False)
+    assert body == {"model": tasks.MODEL, "input": "one", "instructions": "be brief", "metadata": {"k": "v"}}
+    assert (await http.get(f"{PATH}/{made['id']}")).json() == made
+
+
+async def test_others_find_nothing(http: httpx.AsyncClient) -> None:
+    made = await make(http)
+    one = f"{PATH}/{made['id']}"
+    asked = {**ASKED, "previous_response_id": made["id"]}
+    refused = [
+        await http.get(one, headers=BETA),
+        await http.delete(one, headers=BETA),
+        await http.post(f"{one}/cancel", headers=BETA),
+        await http.post(PATH, json=asked, headers=BETA),
+        await http.get(f"{PATH}/resp_nonsense"),
+        await http.get(f"{PATH}/{task_of(made)}"),
+    ]
+    assert [(answer.status_code, answer.json()["error"]["code"]) for answer in refused] == [
+        (404, "response_not_found")
+    ] * 6
+
+
+async def test_a_cancelled_one_stays_cancelled_and_cannot_be_followed(http: httpx.AsyncClient) -> None:
+    made = await make(http)
+    for _ in range(2):
+        cancelled = await http.post(f"{PATH}/{made['id']}/cancel")
+        assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+    followed = await http.post(PATH, json={**ASKED, "previous_response_id": made["id"]})
+    assert (followed.status_code, followed.json()["error"]["param"]) == (400, "previous_response_id")
+
+
+async def test_one_that_waits_cannot_be_deleted_and_one_that_has_ended_can(http: httpx.AsyncClient) -> None:
+    made = await make(http)
+    assert (await http.delete(f"{PATH}/{made['id']}")).status_code == 400
+    await http.post(f"{PATH}/{made['id']}/cancel")
+    for status in (200, 404):
+        assert (await http.delete(f"{PATH}/{made['id']}")).status_code == status
+
+
+async def test_what_was_said_before_is_put_before_the_new_input(http: httpx.AsyncClient, bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    first = await make(http)
+    whole = await complete(bus, owner, first, "two")
+    assert (await http.get(f"{PATH}/{first['id']}")).json() == whole
+    second = await make(http, input=[{"role": "user", "content": "three"}], previous_response_id=first["id"])
+    task, body = await stored(bus, second)
+    assert (second["previous_response_id"], task.response.previous) == (first["id"], first["id"])
+    said = [{"role": "user", "content": "one"}, *whole["output"], {"role": "user", "content": "three"}]
+    assert body == {"model": tasks.MODEL, "input": said}
+
+
+async def test_the_id_of_another_server_is_the_engines_to_judge(http: httpx.AsyncClient, bus: Bus) -> None:
+    made = await make(http, previous_response_id="resp_68af4030592c81938ec0a5fbab4a3e9f")
+    task, body = await stored(bus, made)
+    assert body["previous_response_id"] == "resp_68af4030592c81938ec0a5fbab4a3e9f"
+    assert task.response.previous == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"background": "yes"}, "background"),
+        ({"store": 1}, "store"),
+        ({"store": False}, "background"),
+        ({"previous_response_id": 7}, "previous_response_id"),
+    ],
+)
+async def test_odd_wishes_are_refused(http: httpx.AsyncClient, asked: dict[str, Any], param: str) -> None:
+    answer = await http.post(PATH, json={**ASKED, **asked})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_a_stream_that_is_read_later_begins_with_the_attempt_that_stands(
+    http: httpx.AsyncClient, bus: Bus
+) -> None:
+    """The log holds what a lost worker had made too: an answer that starts over is no break for who has read none of it."""
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner)
+    spec = encode(Task(route=PATH, model=tasks.MODEL, tenant="acme", streamed=True))
+    await bus.commands.call("HSET", tasks.SHARD.task(hand.id), "spec", spec)
+    assert await tasks.emit_one(bus, owner, tasks.emission(hand, 1, 2)) == "ok"
+    assert await rebase(bus, owner, hand, attempt=1, behind=0) == "ok"
+    assert await tasks.finish_one(bus, owner, tasks.ending(hand, 1, 1)) == "ok"
+    answer = await http.get(f"{PATH}/resp_{hand.id}?stream=true")
+    assert (answer.status_code, answer.text) == (200, 'data: {"n":1}\n\n')

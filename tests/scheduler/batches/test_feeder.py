@@ -1,0 +1,384 @@
+"""A batch is fed to its end: each line once, in one file, whatever dies, is refused or is out of reach meanwhile."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.scheduler.batches import feeder, gathering
+from services.scheduler.scripts import due
+from shared import keys
+from shared.batches import Batch, Batches, End, Status, file_id_of, move
+from shared.bus.client import Bus
+from shared.config import Config, Limits
+from shared.policy import Live, Policy, Tenant
+from tests.support import batches, tasks
+from tests.support.batches import FAILS, Engine, Fate, MortalBus, fed, line, made, nothing_left, read_lines, tools
+
+LINES = [
+    line(0),
+    line(1, FAILS),
+    b"no json",
+    line(3),
+    b"",
+    line(3),  # stands twice
+    *(line(n) for n in range(6, 12)),
+    line(12, url="/v1/embeddings"),
+    line(13),
+]
+SAID = {"item-1": "told_to", None: "invalid_json_line", "item-3": "duplicate_custom_id", "item-12": "invalid_url"}
+DONE = [f"item-{n}" for n in (0, 3, *range(6, 12), 13)]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, value in ((feeder, "IDLE_S", 0.0), (feeder, "PAUSE_S", (0.0, 0.0)), (feeder, "LOOK_S", 0.0)):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(gathering, "SEGMENT_S", 0.01)
+
+
+async def read(bus: Bus, batch: Batch) -> Batch:
+    return await Batches(bus, 1).read(batch.id)
+
+
+async def whole(bus: Bus, folder: Path, batch: Batch) -> None:
+    """What LINES come to."""
+    after = await read(bus, batch)
+    assert after.status is Status.COMPLETED
+    assert (after.total, after.ended) == (13, {End.COMPLETED: 9, End.FAILED: 4, End.CANCELLED: 0, End.EXPIRED: 0})
+    output, errors = [await read_lines(bus, folder, batch.id, kind) for kind in ("output", "errors")]
+    assert sorted(said["custom_id"] for said in output) == sorted(DONE)
+    assert sorted(map(str, (said["custom_id"] for said in errors))) == sorted(map(str, SAID))
+    assert batches.codes(errors) == SAID
+    assert (after.output_lines, after.error_lines) == (9, 4)
+    assert (after.tokens_in, after.tokens_out) == (27, 18)
+    assert len({said["id"] for said in output + errors}) == 13
+    await nothing_left(bus, folder, batch)
+
+
+async def test_output_has_each_line_once_in_the_shape_of_the_openai_api(bus: Bus, tmp_path: Path) -> None:
+    batch = await made(bus, tmp_path, LINES)
+    await fed(bus, tools(bus, tmp_path), batch.id)
+    await whole(bus, tmp_path, batch)
+    (first,) = [said for said in await read_lines(bus, tmp_path, batch.id, "output") if said["custom_id"] == "item-0"]
+    assert first.keys() == {"id", "custom_id", "response", "error"}
+    assert first["error"] is None
+    assert (first["response"]["status_code"], first["response"]["request_id"][:5]) == (200, "smol.")
+    assert first["response"]["body"]["said"]["messages"][0]["content"] == "text 0"
+    errors = {said["custom_id"]: said for said in await read_lines(bus, tmp_path, batch.id, "errors")}
+    assert errors["item-1"]["response"]["status_code"] == 400
+    assert errors["item-3"]["error"]["line"] == 6
+    assert errors[None]["error"]["line"] == 3
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_feeder_that_dies_at_any_step_is_followed_by_one_that_ends_the_batch(
+    redis_url: str, tmp_path: Path, after: bool
+) -> None:
+    died, at = True, 0
+    while died:
+        at += 1
+        fate = Fate(at, after=after)
+        async with MortalBus(redis_url, name="mortal") as mortal, Bus(redis_url, name="test") as bus:
+            batch = await made(bus, tmp_path, LINES)
+            mortal.fate = fate
+            engine = await fed(bus, tools(mortal, tmp_path, fate=fate), batch.id, fate)
+            died = fate.steps >= at
+            if not (await read(bus, batch)).status.terminal:
+                await fed(bus, tools(bus, tmp_path), batch.id, engine=engine)
+            await whole(bus, tmp_path, batch)
+            assert len(engine.ran) == len(set(engine.ran)) == 10, "what ran once was run again"
+            await bus.commands.call("FLUSHALL")
+    assert at > 12
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_connection_that_is_lost_at_any_step_is_waited_for(redis_url: str, tmp_path: Path, after: bool) -> None:
+    lost, at = True, 0
+    while lost:
+        at += 1
+        fate = Fate(at, after=after)
+        async with MortalBus(redis_url, name="mortal") as mortal, Bus(redis_url, name="test") as bus:
+            batch = await made(bus, tmp_path, LINES)
+            mortal.fate = fate
+            engine = await fed(bus, tools(mortal, tmp_path, fate=fate), batch.id)
+            await whole(bus, tmp_path, batch)
+            assert len(engine.ran) == len(set(engine.ran)) == 10
+            assert await bus.commands.call("HGET", keys.batch(batch.id, "state"), "epoch") == b"1"
+            lost = fate.steps >= at
+            await bus.commands.call("FLUSHALL")
+    assert at > 12
+
+
+async def test_no_more_than_the_window_are_tasks_at_once(bus: Bus, tmp_path: Path) -> None:
+    batch = await made(bus, tmp_path, [line(n) for n in range(50)])
+    kit, most = tools(bus, tmp_path), 0
+
+    class Counting(Engine):
+        async def serve(self) -> None:
+            nonlocal most
+            most = max(most, int(await bus.commands.call("HGET", tasks.SHARD.waiting, "l:batch") or 0))
+            await super().serve()
+
+    engine = Counting(bus)
+    await fed(bus, kit, batch.id, engine=engine)
+    assert len(engine.ran) == 50
+    assert 0 < most <= batches.CONFIG.limits.batch_window
+
+
+async def test_what_a_tenant_may_not_have_waiting_is_waited_for(bus: Bus, tmp_path: Path) -> None:
+    policy = Policy(tenants={"acme": Tenant(queued=3)})
+    config = Config(pools=tasks.CONFIG.pools, limits=Limits(batch_window=8), live=Live(policy))
+    batch = await made(bus, tmp_path, [line(n) for n in range(20)])
+    await fed(bus, tools(bus, tmp_path, config), batch.id)
+    after = await read(bus, batch)
+    assert (after.status, after.ended[End.COMPLETED]) == (Status.COMPLETED, 20)
+
+
+async def test_full_shard_is_waited_for(bus: Bus, tmp_path: Path) -> None:
+    config = Config(pools=tasks.CONFIG.pools, limits=Limits(batch_window=8, backlog=4))
+    batch = await made(bus, tmp_path, [line(n) for n in range(12)])
+    await fed(bus, tools(bus, tmp_path, config), batch.id)
+    assert (await read(bus, batch)).ended[End.COMPLETED] == 12
+
+
+@pytest.mark.parametrize(
+    ("lines", "codes"),
+    [
+        ([], ["empty_file"]),
+        ([b"", b"  "], ["empty_file"]),
+        ([b"no json", line(1, method="GET"), line(2, body={"model": "nope"})], ["invalid_json_line", "invalid_method", "model_not_found"]),
+    ],
+    ids=["empty", "blank", "every line wrong"],
+)  # fmt: skip
+async def test_file_without_a_single_valid_line_fails_the_batch(
+    bus: Bus, tmp_path: Path, lines: list[bytes], codes: list[str]
+) -> None:
+    batch = await made(bus, tmp_path, lines)
+    engine = await fed(bus, tools(bus, tmp_path), batch.id)
+    after = await read(bus, batch)
+    assert (after.status, [fault.code for fault in after.faults], engine.ran) == (Status.FAILED, codes, [])
+    assert after.total == after.ended[End.FAILED]
+    await nothing_left(bus, tmp_path, batch)
+
+
+async def test_file_with_too_many_lines_fails_the_batch(bus: Bus, tmp_path: Path) -> None:
+    config = Config(pools=tasks.CONFIG.pools, limits=Limits(batch_lines=3))
+    batch = await made(bus, tmp_path, [line(n) for n in range(4)])
+    await fed(bus, tools(bus, tmp_path, config), batch.id)
+    (fault,) = (await read(bus, batch)).faults
+    assert (fault.code, "batch_lines" in fault.message) == ("too_many_lines", True)
+
+
+async def test_file_that_is_gone_before_its_batch_began_fails_it(bus: Bus, tmp_path: Path) -> None:
+    batch = await made(bus, tmp_path, LINES)
+    await batches.files(bus, tmp_path).delete(batch.input_file_id)
+    await fed(bus, tools(bus, tmp_path), batch.id)
+    assert [fault.code for fault in (await read(bus, batch)).faults] == ["input_file_not_found"]
+
+
+async def test_file_that_goes_while_its_batch_runs_leaves_the_rest_undone(bus: Bus, tmp_path: Path) -> None:
+    batch = await made(bus, tmp_path, [line(n) for n in range(30)])
+
+    class Deleting(Engine):
+        async def serve(self) -> None:
+            if not self.ran:
+                await super().serve()
+                if self.ran:
+                    await batches.files(bus, tmp_path).delete(batch.input_file_id)
+            else:
+                await super().serve()
+
+    kit = tools(bus, tmp_path)
+    await fed(bus, kit, batch.id, engine=Deleting(bus))
+    after = await read(bus, batch)
+    assert after.status is Status.COMPLETED
+    assert sum(after.ended.values()) == 30
+
+
+async def cancelled(bus: Bus, batch: Batch) -> None:
+    await Batches(bus, 1).cancel(batch.id)
+
+
+async def test_cancel_before_anything_was_begun(bus: Bus, tmp_path: Path) -> None:
+    batch = await made(bus, tmp_path, LINES)
+    await cancelled(bus, batch)
+    engine = await fed(bus, tools(bus, tmp_path), batch.id)
+    after = await read(bus, batch)
+    assert (after.status, sum(after.ended.values()), after.total, engine.ran) == (Status.CANCELLED, 0, 0, [])
+
+
+async def test_cancel_in_the_middle_ends_what_waits_and_what_was_not_begun(bus: Bus, tmp_path: Path) -> None:
+    batch = await made(bus, tmp_path, [line(n) for n in range(30)])
+
+    class Cancelling(Engine):
+        async def serve(self) -> None:
+            if len(self.ran) < 5:
+                await super().serve()
+            elif not self.holds:
+                self.holds = True
+                await cancelled(bus, batch)
+            await super().serve()
+
+    engine = Cancelling(bus)
+    await fed(bus, tools(bus, tmp_path), batch.id, engine=engine)
+    after = await read(bus, batch)
+    done = len(engine.ran)
+    assert (after.status, after.ended[End.COMPLETED], after.ended[End.CANCELLED]) == (Status.CANCELLED, done, 30 - done)
+    errors = await read_lines(bus, tmp_path, batch.id, "errors")
+    assert {said["error"]["code"] for said in errors} == {"batch_cancelled"}
+    assert {said["response"] for said in errors} == {None}
+    output = await read_lines(bus, tmp_path, batch.id, "output")
+    assert sorted(said["custom_id"] for said in output + errors) == sorted(f"item-{n}" for n in range(30))
+    await nothing_left(bus, tmp_path, batch)
+
+
+async def test_what_is_not_done_when_the_window_ends_has_expired(bus: Bus, tmp_path: Path) -> None:
+    batch = await made(bus, tmp_path, [line(n) for n in range(30)])
+
+    class Late(Engine):
+        async def serve(self) -> None:
+            await super().serve()
+            if self.ran and not self.holds:
+                self.holds = True
+                await bus.commands.call("HSET", keys.batch(batch.id, "state"), "expires_at_ms", 1)
+                raise EOFError
+
+    engine, kit = Late(bus), tools(bus, tmp_path)
+    with pytest.raises(EOFError):
+        await fed(bus, kit, batch.id, engine=engine)
+    await expire_all(bus)
+    await fed(bus, kit, batch.id, engine=engine)
+    after = await read(bus, batch)
+    assert after.status is Status.EXPIRED
+    assert after.ended[End.EXPIRED] == 30 - after.ended[End.COMPLETED]
+    errors = await read_lines(bus, tmp_path, batch.id, "errors")
+    assert {said["error"]["code"] for said in errors} == {"batch_expired"}
+
+
+async def expire_all(bus: Bus) -> None:
+    """The tasks that wait, as their deadlines would."""
+    for id in await bus.commands.call("ZRANGE", tasks.SHARD.expiry, 0, -1):
+        await bus.commands.call("HSET", tasks.SHARD.task(id.decode()), "deadline_ms", 1)
+        await bus.commands.call("ZADD", tasks.SHARD.expiry, 1, id)
+    await due(bus, tasks.SHARD, tasks.LIMITS)
+
+
+async def test_end_whose_reply_was_lost_is_found_by_a_look_at_the_task(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gathering, "SILENCE_S", 0.05)
+    batch = await made(bus, tmp_path, LINES)
+
+    class Forgetful(Engine):
+        async def serve(self) -> None:
+            await self._run()
+            await bus.commands.call("DEL", tasks.SHARD.outbox)
+
+    await fed(bus, tools(bus, tmp_path), batch.id, engine=Forgetful(bus))
+    await whole(bus, tmp_path, batch)
+
+
+LOSE = """
+local found = redis.call('KEYS', ARGV[1])
+for _, key in ipairs(found) do redis.call('DEL', key) end
+return #found > 0 and redis.call('DEL', unpack(KEYS)) or 0
+"""
+
+
+async def test_task_that_redis_has_lost_is_submitted_again(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gathering, "SILENCE_S", 0.05)
+    batch = await made(bus, tmp_path, LINES)
+
+    class Losing(Engine):
+        lost = 0
+
+        async def serve(self) -> None:
+            if not self.lost:
+                names = (tasks.SHARD.arrivals, tasks.SHARD.expiry, tasks.SHARD.waiting)
+                self.lost = int(await bus.commands.call("EVAL", LOSE, len(names), *names, tasks.SHARD.task("*")))
+            await super().serve()
+
+    await fed(bus, tools(bus, tmp_path), batch.id, engine=Losing(bus))
+    await whole(bus, tmp_path, batch)
+
+
+async def test_reply_that_comes_twice_or_from_a_stranger_counts_for_nothing(bus: Bus, tmp_path: Path) -> None:
+    batch = await made(bus, tmp_path, LINES)
+    stream = keys.reply(f"batch.{batch.id}")
+
+    class Repeating(Engine):
+        async def serve(self) -> None:
+            await super().serve()
+            for _, fields in await tasks.entries(bus, stream):
+                await bus.commands.call("XADD", stream, "*", "reply", fields[b"reply"])
+                await bus.commands.call("XADD", stream, "*", "reply", b'{"type":"reply.v1"', "x", "y")
+                forged = '{"type":"reply.v1","event":"e","id":"smol.0.0.0.x","status":"completed","result":{}}'
+                await bus.commands.call("XADD", stream, "*", "reply", forged)
+                break
+
+    await fed(bus, tools(bus, tmp_path), batch.id, engine=Repeating(bus))
+    after = await read(bus, batch)
+    assert (after.status, after.output_lines) == (Status.COMPLETED, 9)
+
+
+@pytest.mark.parametrize("since", [0, 4, 8], ids=["from the start", "while it feeds", "while it ends"])
+async def test_object_store_that_is_away_is_waited_for(bus: Bus, tmp_path: Path, since: int) -> None:
+    batch, fate = await made(bus, tmp_path, LINES), Fate()
+
+    class Moving(Engine):
+        turns = 0
+
+        async def serve(self) -> None:
+            fate.away = since <= self.turns < since + 30
+            self.turns += 1
+            await super().serve()
+
+    fate.away = since == 0
+    await fed(bus, tools(bus, tmp_path, fate=fate), batch.id, engine=Moving(bus))
+    await whole(bus, tmp_path, batch)
+
+
+async def test_holder_that_lost_its_lease_writes_nothing_more(bus: Bus, tmp_path: Path) -> None:
+    batch = await made(bus, tmp_path, LINES)
+
+    class Usurping(Engine):
+        async def serve(self) -> None:
+            await super().serve()
+            if not self.holds:
+                self.holds = True
+                await batches.held(bus, batch.id)
+
+    engine = await fed(bus, tools(bus, tmp_path), batch.id, engine=Usurping(bus))
+    before = await bus.commands.call("HGETALL", keys.batch(batch.id, "state"))
+    assert (await read(bus, batch)).status in (Status.VALIDATING, Status.IN_PROGRESS)
+    assert await move(bus, batch.id, None, [], Status.FAILED) == f"is {(await read(bus, batch)).status}"
+    assert await bus.commands.call("HGETALL", keys.batch(batch.id, "state")) == before
+    engine.holds = False
+    await fed(bus, tools(bus, tmp_path), batch.id, engine=Engine(bus))
+    await whole(bus, tmp_path, batch)
+
+
+async def test_files_can_be_read_before_the_end(bus: Bus, tmp_path: Path) -> None:
+    batch = await made(bus, tmp_path, [line(n) for n in range(30)])
+    seen: list[int] = []
+
+    class Looking(Engine):
+        async def serve(self) -> None:
+            await super().serve()
+            seen.append(len(await read_lines(bus, tmp_path, batch.id, "output")))
+
+    await fed(bus, tools(bus, tmp_path), batch.id, engine=Looking(bus))
+    assert seen == sorted(seen)
+    assert any(0 < count < 30 for count in seen)
+    file = await batches.files(bus, tmp_path).get(file_id_of(batch.id, "output"))
+    assert (file.status, file.tenant, file.purpose) == ("processed", "acme", "batch_output")
+
+
+async def test_tasks_whose_lines_are_in_the_output_are_not_kept_for_long(bus: Bus, tmp_path: Path) -> None:
+    batch = await made(bus, tmp_path, LINES)
+    engine = await fed(bus, tools(bus, tmp_path), batch.id)
+    kept: Any = [await tasks.ttl_ms(bus, tasks.SHARD.task(id)) for id in engine.ran]
+    assert max(kept) <= gathering.KEPT_MS

@@ -1,0 +1,49 @@
+"""Forms are read by place: values come out as they are, whatever looks like a boundary and is none."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import InvalidRequest
+from shared.forms import field, parts, with_field
+
+TYPE = "multipart/form-data; boundary=bound"
+
+
+def form(*fields: tuple[str, str, bytes]) -> bytes:
+    made = b""
+    for name, filename, value in fields:
+        file = f'; filename="{filename}"' if filename else ""
+        made += f'--bound\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + value + b"\r\n"
+    return made + b"--bound--\r\n"
+
+
+@given(
+    st.lists(
+        st.one_of(st.binary(max_size=40), st.sampled_from([b"\r\n--boun", b"\r\n-", b"\r", b"-\r\n--b\r\n"])),
+        max_size=6,
+    )
+)
+def test_every_value_is_where_it_is_said_to_be(pieces: list[bytes]) -> None:
+    value = b"a" + b"".join(pieces)
+    if b"--bound" in value:
+        return
+    body = form(("file", "x.bin", value), ("model", "", b"m"))
+    file, model = parts(body, TYPE)
+    assert (file.name, file.filename, body[file.start : file.end]) == ("file", "x.bin", value)
+    assert body[model.start : model.end] == b"m"
+
+
+def test_the_last_of_two_fields_counts_and_a_file_is_no_field() -> None:
+    body = form(("model", "", b"a"), ("model", "", b"b"), ("model", "m.txt", b"c"))
+    found = parts(body, TYPE)
+    assert field(body, found, "model") == "b"
+    assert field(body, found, "other") is None
+    assert with_field(body, found, "model", "much longer") == body.replace(b"\r\nb\r\n", b"\r\nmuch longer\r\n")
+    assert with_field(body, found, "other", "x") == body
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", form(("a", "", b"1"))[:-4], b"--other\r\n\r\n--other--"])
+def test_what_is_no_form_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        parts(body, TYPE)
