@@ -4,10 +4,11 @@ import argparse
 
 import uvloop
 
-from tests.bench import affinity, bus, decisions, durability, echo, mixed, tokens
+from tests.bench import affinity, batch, bus, decisions, durability, echo, mixed, tokens
 
 BENCHMARKS = {
     "affinity": affinity.main,
+    "batch": batch.main,
     "bus": bus.main,
     "decisions": decisions.main,
     "durability": durability.main,

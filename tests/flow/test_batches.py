@@ -185,11 +185,11 @@ SERVICES = ("scheduler", "inference", "notifier", "ingress")
 
 
 async def kill_in_turn(running: Deployment, killed: list[str]) -> None:
-    """One process of each service after the other; the supervisor starts them again."""
-    while True:
+    """One process of each service after the other, and then the other one; the supervisor starts them again."""
+    for replica in range(2):
         for service in SERVICES:
             await wait_until(partial(two, running, service), f"two of {service} run", timeout_s=30)
-            os.kill(alive(running, service)[len(killed) // len(SERVICES) % 2], signal.SIGKILL)
+            os.kill(alive(running, service)[replica], signal.SIGKILL)
             killed.append(service)
 
 

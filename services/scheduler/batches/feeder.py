@@ -1,6 +1,7 @@
 """One batch, for as long as its lease is held: validated, fed, gathered, ended. The package says how and why."""
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from shared import keys
 from shared.batches import ENDS, Batch, End, Fence, Status, move
 from shared.bus.connection import Arg
 from shared.clock import monotonic_s
-from shared.errors import BatchNotFound, BusError, ObjectMissing, StoreUnavailable
+from shared.errors import BatchNotFound, BusError, InvalidTaskId, ObjectMissing, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +103,13 @@ class Feeder:
             raise BatchNotFound(self._id)
         work.stop = stop_of(Status(status.decode()), work.batch.expires_at_ms)
         if work.stop is End.CANCELLED:
-            await asyncio.gather(*map(self._tools.canceller.cancel, work.numbers))
+            await asyncio.gather(*map(self._cancel, work.numbers))
             work.told = True
+
+    async def _cancel(self, task_id: str) -> None:
+        """One of a pool that is configured no more ends by its deadline. Raises: BusError."""
+        with contextlib.suppress(InvalidTaskId):
+            await self._tools.canceller.cancel(task_id)
 
     async def _finish(self, work: Work) -> None:
         """Every item has ended, and its line is in a file."""
