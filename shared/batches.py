@@ -125,10 +125,13 @@ class Batch(Struct, frozen=True, kw_only=True):
     lines: int
     """Lines of it, empty ones included."""
     segments: int
+    salt: str = ""
+    """Part of what its tasks' ids follow from: the batch's own may be computed by who guesses its key, and whoever knows the id of a
+    task may cancel it before it comes."""
 
 
 _TIMES = {status: f"{status}_at_ms" for status in Status}
-_TEXTS = ("status", "tenant", "key", "endpoint", "input_file_id", "window", "metadata", "model", "faults")
+_TEXTS = ("status", "tenant", "key", "endpoint", "input_file_id", "window", "metadata", "model", "faults", "salt")
 _NUMBERS = (
     *("output_kept_s", "created_at_ms", "expires_at_ms", "total", "fed", *End, "output_lines", "error_lines"),
     *("tokens_in", "tokens_out", "offset", "lines", "segments", *_TIMES.values()),
@@ -205,7 +208,7 @@ class Fence(Struct, frozen=True):
 
 
 def new_id(tenant: str = "", key: str = "") -> str:
-    """An id that nobody guesses; the same one for the same key of a tenant."""
+    """An id that nobody guesses, unless they guess the key: the same one for the same key of a tenant."""
     digest = hashlib.blake2b(f"{tenant}/{key}".encode(), digest_size=16).hexdigest() if key else secrets.token_hex(16)
     return f"batch_{digest}"
 
@@ -216,7 +219,7 @@ def file_id_of(batch_id: str, kind: str) -> str:
 
 
 async def make(bus: Bus, batch_id: str, asked: Asked, total: int) -> str:
-    """The twin of batch_make.lua."""
+    """The twin of batch_make.lua. A repeat changes nothing, so a batch keeps its first salt."""
     fields: dict[str, Arg] = {
         "tenant": asked.tenant,
         "key": asked.key,
@@ -226,6 +229,7 @@ async def make(bus: Bus, batch_id: str, asked: Asked, total: int) -> str:
         "metadata": bytes(asked.metadata),
         "output_kept_s": asked.output_kept_s,
         "total": total,
+        "salt": secrets.token_hex(16),
     }
     fingerprint = hashlib.blake2b(msgspec.json.encode(asked), digest_size=16).hexdigest()
     args = [asked.window_s * 1000, fingerprint, *flat(fields)]

@@ -16,6 +16,7 @@ from msgspec import Raw, Struct
 from shared.errors import InvalidRequest
 from shared.messages import Task
 from shared.policy import CacheRule, Policy
+from shared.routes import SPEECH
 
 OFF, REFRESH = "off", "refresh"
 IRRELEVANT = frozenset({"model", "stream", "stream_options", "user", "metadata", "store"})
@@ -52,6 +53,10 @@ def key_for(policy: Policy, task: Task, body: bytes, said: str, kept_s: int) -> 
     """
     if said == OFF or not (said or policy.cache):
         return None
+    if task.route == SPEECH and task.streamed:  # of its events the last one is kept, and that has no sound
+        if not said:
+            return None
+        raise InvalidRequest("A speech that is streamed as events is not kept; leave out `cache`.", param="cache")
     wanted_s = None if said in ("", REFRESH) else _seconds(said, kept_s)
     try:
         asked = _body.decode(body)

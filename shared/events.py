@@ -31,6 +31,11 @@ def in_one(text: str) -> list[str]:
     return [text] if text else []
 
 
+def data_of(event: bytes) -> bytes:
+    """Of a server-sent event whose JSON may be indented: every line needs the name of the field. No string in JSON has a line break."""
+    return b"data: %b" % event.replace(b"\r", b"").replace(b"\n", b"\ndata: ")
+
+
 # -- responses
 
 ENDS = {"response.completed", "response.incomplete", "response.failed"}

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 FORM = "multipart/form-data"
+LONGEST_TYPE = 256
+"""Characters of a form's content type. A boundary has 70 at most."""
 
 
 class Part(Struct):
@@ -63,10 +65,13 @@ class _Reader:
 
 def parts(body: bytes, content_type: str) -> list[Part]:
     """Raises: InvalidRequest."""
-    _, options = parse_options_header(content_type)
-    boundary = options.get(b"boundary", b"")
+    boundary = _boundary_of(content_type)
     if not boundary:
-        raise InvalidRequest(f"The header Content-Type is {content_type[:80]!r}; expected {FORM} with its boundary.")
+        raise InvalidRequest(
+            f"The content type of the form is {content_type[:80]!r}; expected {FORM} with its boundary,"
+            f" in at most {LONGEST_TYPE} printable characters of ASCII.",
+            param="content_type",
+        )
     reader = _Reader(body)
     calls: MultipartCallbacks = {
         "on_part_begin": reader.on_part_begin,
@@ -83,6 +88,19 @@ def parts(body: bytes, content_type: str) -> list[Part]:
     if not reader.whole:
         raise InvalidRequest(f"The body is not valid {FORM}: it ends before its last boundary.")
     return reader.parts
+
+
+def without_boundary(body: bytes, content_type: str) -> bytes:
+    """What two tries of one request have in common: clients draw the boundary of a form anew for each."""
+    boundary = _boundary_of(content_type)
+    return body.replace(b"--" + boundary, b"--") if boundary else body
+
+
+def _boundary_of(content_type: str) -> bytes:
+    """Empty: it has none, or can be no header: an engine behind HTTP gets it as it is."""
+    if len(content_type) > LONGEST_TYPE or not (content_type.isascii() and content_type.isprintable()):
+        return b""
+    return parse_options_header(content_type)[1].get(b"boundary", b"")
 
 
 def field(body: bytes, found: list[Part], name: str) -> str | None:

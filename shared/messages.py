@@ -12,7 +12,7 @@ tests/architecture are decoded for ever.
     Chunks    emit    -> bus, log                                                     a range of the engine's chunks
     Finished  finish, cancel, due, release, reap -> bus, log                          the end, exactly once
     Reply     outbox reader -> hr:reply:<name>                                        the result for another system
-    Delivery  outbox reader, batches -> hr:{webhooks}                                 an event for a webhook
+    Delivery  outbox reader, requeue -> hr:{webhooks}                                 an event for a webhook
 """
 
 from typing import Any

@@ -10,7 +10,7 @@ from shared import forms
 from shared.config import Config
 from shared.errors import InvalidRequest
 from shared.reading import read
-from shared.routes import ROUTES
+from shared.routes import ROUTES, SPEECH
 from shared.routing import names
 
 Rename = Callable[[str], bytes]
@@ -23,6 +23,7 @@ class Peek(Struct):
     model: str | None = None
     stream: bool | None = False
     user: Any = None
+    stream_format: Any = None
 
     @property
     def sticky(self) -> str:
@@ -40,6 +41,8 @@ def peek_into(route: str, body: bytes, content_type: str, *, prefix: str = "") -
     """Raises: InvalidRequest."""
     if not content_type:
         peek: Peek = read(_peek, body, Peek, prefix=prefix)
+        if route == SPEECH and peek.stream_format == "sse":  # how a speech says `stream`
+            peek.stream = True
         return peek
     if not ROUTES[route].form:
         raise InvalidRequest(f"The body is {forms.FORM}; {route} takes JSON.", param=prefix or None)

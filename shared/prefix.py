@@ -121,11 +121,19 @@ _encode = msgspec.json.encode
 def look(route: str, body: bytes) -> Prompt:
     """Pure; an odd body gives a rough guess."""
     kind = ROUTES.get(route)
-    if kind is not None and not kind.speaks:
-        return Prompt(min(_weigh(body), MOST_TOKENS), 1)  # 0 would mean an answer of unknown length
+    speaks = kind is None or kind.speaks
+    unsaid = 0 if speaks else 1  # 0 would mean an answer of unknown length
+    try:
+        return _prompt_of(route, body) if speaks else Prompt(min(_weigh(body), MOST_TOKENS), unsaid)
+    except RecursionError:  # decoders go a little deeper than what they made can be walked
+        return Prompt(len(body) // BYTES_A_TOKEN, unsaid)
+
+
+def _prompt_of(route: str, body: bytes) -> Prompt:
+    """Raises: RecursionError."""
     try:
         said = _decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return Prompt(len(body) // BYTES_A_TOKEN, 0)
     text, count = _Text(), 1
     if route == COMPLETIONS:

@@ -59,7 +59,8 @@ class Request(Struct, frozen=True, kw_only=True):
     body: bytes
     pool: str
     fingerprint: bytes = b""
-    """The body as it came, should an alias or a template have changed it: what makes a repeat the same."""
+    """The body as it came, should an alias or a template have changed it: what makes a repeat the same. Of a form with a key
+    it is the body without its boundary."""
     tokens_in: int = 0
     """Of the prompt, an estimate."""
     tokens_out: int = 0
@@ -283,6 +284,8 @@ def _bytes_of(envelope: Envelope) -> bytes:
 
 def _routed(config: Config, task: Task, body: bytes, *, fingerprint: bytes = b"", origin: str = "") -> Request:
     name = task.model
+    if task.content_type and task.task_id:
+        fingerprint = forms.without_boundary(body, task.content_type)
     sticky = task.user or task.session or task.task_id or origin
     choice = choose(config.policy, config.pools, name, sticky)
     if name not in config.policy.aliases:

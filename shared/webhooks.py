@@ -32,6 +32,8 @@ class Destination(Struct, frozen=True, kw_only=True):
     secret_file: str
     receiver: str
     """What is kept apart from other receivers, so that none delays another: an endpoint, or a tenant's URLs at one server."""
+    crowd: str
+    """Receivers that share room, because one hand makes as many as it likes: an endpoint alone, or all URLs of a tenant."""
     shown: str
     """For people. The URL of a message may hold secrets behind the server's name."""
 
@@ -61,13 +63,15 @@ def destination(policy: Policy, tenant: str, to: str) -> Destination | None:
     """Where `to` leads as the configuration is now; None: nowhere any more."""
     endpoint = policy.webhooks.endpoints.get(to)
     if endpoint is not None and _may_name(policy, tenant, to):
-        return Destination(url=endpoint.url, secret_file=endpoint.secret_file, receiver=to, shown=f"the endpoint {to}")
+        shown = f"the endpoint {to}"
+        return Destination(url=endpoint.url, secret_file=endpoint.secret_file, receiver=to, crowd=to, shown=shown)
     secret_file = policy.tenant(tenant).webhook_secret_file
     if "://" not in to or not secret_file or _place_fault(policy, to):
         return None
     parts = urlsplit(to)
     server = f"{parts.scheme}://{parts.netloc}"
-    return Destination(url=to, secret_file=secret_file, receiver=f"{tenant} {server}", shown=server)
+    receiver, crowd = f"{tenant} {server}", f"{tenant} *"
+    return Destination(url=to, secret_file=secret_file, receiver=receiver, crowd=crowd, shown=server)
 
 
 def message_id(*parts: str) -> str:

@@ -32,6 +32,8 @@ SILENCE_S = WAIT_S + 30.0
 """Of an answer: longer than the server lets a request wait."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 NOT_ALLOWED, NO_ROUTE = (401, 403), (404, 405)
+MEMORY_FULL = "memory_full"
+"""Code of the 503 that says nothing against the task, as a 429 does: what is under way ends, results expire, and there is room."""
 
 Tell = Callable[[str], None]
 
@@ -116,7 +118,7 @@ class Courier:
             except (aiohttp.ClientError, TimeoutError) as error:
                 why, told_s = f"away ({type(error).__name__})", 0.0
             else:
-                if answer.status == 429:
+                if _is_full(answer):
                     await self._full(answer)
                     continue
                 if answer.status < 500:
@@ -171,6 +173,10 @@ class Courier:
             raise Refused(f"given up after {strikes} tries that broke while others were answered: the server is {why}")
         if monotonic_s() - self._heard_at_s > self._patience_s:
             raise Failure(f"{self._url} is {why}, for {self._patience_s:g} s")
+
+
+def _is_full(answer: Answer) -> bool:
+    return answer.status == 429 or (answer.status == 503 and _error_of(answer).get("code") == MEMORY_FULL)
 
 
 def _words(answer: Answer) -> str:

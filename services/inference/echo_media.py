@@ -46,6 +46,7 @@ class Inputs(Struct):
     tools: Any = None
     return_token_strs: bool | None = None
     response_format: str | None = None
+    stream_format: str | None = None
     stream: bool | None = None
 
     @property
@@ -119,6 +120,8 @@ def count_tokens(asked: Inputs, model: str, longest: int) -> Made:
 def speech(asked: Inputs, model: str, longest: int) -> Made:
     if asked.response_format not in (None, "wav"):
         raise Refused(f"The echo engine makes wav; response_format is {asked.response_format!r}.", "response_format")
+    if asked.stream_format not in (None, "audio"):
+        raise Refused(f"The echo engine makes whole sounds; stream_format is {asked.stream_format!r}.", "stream_format")
     samples = bytearray()
     for word in words(asked.texts[0]):
         pitch = 2 * math.pi * (200 + token(word) % 800) / RATE

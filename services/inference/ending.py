@@ -149,7 +149,7 @@ def tail(run: Run, tokens: int) -> tuple[str, int, bytes, int, int, bytes, bytes
 
 
 def used(run: Run, usage: Raw = NULL) -> int:
-    """Tokens of prompt and answer: as the engine counts them, else those of the chunks."""
+    """Tokens of prompt and answer: as the engine counts them, else those of the chunks; 0: it counts none, and the scripts estimate."""
     try:
         counted: _Usage | None = _usage.decode(usage)
     except msgspec.DecodeError:

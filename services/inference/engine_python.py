@@ -10,7 +10,7 @@ worker nothing and other calls no more than a delay. docs/python-engine.md is th
 Invariants
   - An item is waiting, in one job of one living process, to be run again, or over. Whoever takes it from one puts it into the next.
   - Blamed is what failed alone: one item whose own run raised, or that ran by itself in the process that ended. For memory the
-    process must have run nothing before, for it may have leaked over all of that.
+    process must have run nothing before, for it may have leaked over all of that; or several processes held too much in turn.
   - A place whose process has ended gets another. Only when one cannot be started any more is the engine dead.
 
 Rejected: threads instead of processes (a thread cannot be stopped, and shares its crash); multiprocessing (it pickles what it
@@ -40,6 +40,12 @@ STARTS = 5
 """Tries to start a process in a place before the engine is given up. The worker is then started anew by whoever runs it."""
 CONVICTS = 1000
 """Tasks remembered. One that is forgotten has to be found again among those it runs with."""
+STREAM_BYTES = 64 * 1024 * 1024
+"""Of the chunks of a call, which the worker keeps until the end: some 200,000 tokens."""
+CHUNK_BYTES = 256
+"""Of a chunk beside its data, so that many small ones count as what they are."""
+LEAKS = 3
+"""Processes in which a call is the one that runs when too much memory is held, before it is blamed though others ran before."""
 BACKOFF_S = 0.5
 """Before the second try, doubled before each further one: with all of them, room for a model on a disk that hiccups."""
 
@@ -211,7 +217,7 @@ class PythonEngine:
         match report:
             case Piece(data=data):
                 self._steps += 1
-                job.items[0].tell(Chunk(data))
+                self._pass_on(process, job, data)
                 return
             case Done(results=results) if len(results) == len(job.items):
                 for item, result in zip(job.items, results, strict=True):
@@ -222,6 +228,18 @@ class PythonEngine:
                 self._fail(job, fault, alone=job.alone)
         self._steps += 1
         self._hand_out()
+
+    def _pass_on(self, process: Process, job: Job, data: bytes) -> None:
+        item = job.items[0]
+        if item.over:
+            return
+        item.made += len(data) + CHUNK_BYTES
+        if item.made <= STREAM_BYTES:
+            item.tell(Chunk(data))
+            return
+        message = f"The callable streams more than {STREAM_BYTES} bytes, with {CHUNK_BYTES} for each chunk."
+        item.tell(refuse(507, message, "result_too_large"))
+        process.cancel(job)
 
     def _fail(self, job: Job, fault: Fault, *, alone: bool) -> None:
         """The job is to blame: of several items the one has to be found."""
@@ -243,6 +261,7 @@ class PythonEngine:
                 log.warning("%s has ended: %s", process.name, process.why)
                 idle_ends = 0 if process.begun or process.done else idle_ends + 1
                 self._on_end(process)
+                self._hand_out()  # to the others: this place may have a model to load first
                 process = await self._replace(number, process.why, tries=idle_ends)
         except Exception as error:
             log.exception("%s cannot be replaced", process.name)
@@ -254,6 +273,9 @@ class PythonEngine:
         fault = Fault(process.fate.status, f"The callable's process: {process.why}.", process.fate.code)
         fault = process.fate if process.fate.message else fault
         leaked = fault.code == "callable_memory" and process.done > 0
+        if leaked and len(jobs) == 1 and len(jobs[0].items) == 1:
+            jobs[0].items[0].leaks += 1
+            leaked = jobs[0].items[0].leaks < LEAKS
         if len(jobs) == 1 and not leaked:
             self._fail(jobs[0], fault, alone=True)
             self._convict(jobs[0])

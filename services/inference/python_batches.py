@@ -22,6 +22,10 @@ class Item:
         self.pieces: asyncio.Queue[Chunk | Answer | EngineDead] = asyncio.Queue()
         self.begun = False
         """It has made chunks: it cannot be run again unseen."""
+        self.made = 0
+        """Bytes that its chunks take here."""
+        self.leaks = 0
+        """Processes that held too much memory while it ran by itself."""
         self.over = False
         """It was answered, or nobody waits for it any more."""
         self.job: Job | None = None

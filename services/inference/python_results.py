@@ -11,7 +11,7 @@ from services.inference.python_frames import RESULT_BYTES, Broken, Fault, Ready,
 
 MESSAGE_CHARS = 2000
 """Of an error that goes to a client."""
-_CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(;[ -~]*)?")
+_CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(;[ -~]*)?", re.ASCII)
 
 Result = Value | Fault
 

@@ -3,7 +3,8 @@
 Engines draw an id of their own, under which they keep nothing for us. So each is replaced by `resp_<task id>`, from which any
 replica of ingress finds the response without a look-up; and what the engine was not asked, because Headrace sees to it (that the
 response goes on in the background, what it follows), is told as the client asked it. The replacements are made in the JSON as it
-stands: a quotation mark within a text has a backslash before it, so a name with its two is never part of one.
+stands, of a value behind its name: a quotation mark within a text has a backslash before it, so a name with its two is never
+part of one.
 """
 
 import contextlib
@@ -41,18 +42,22 @@ def _changing(first: bytes, task_id: str, asked: Response | None) -> Callable[[b
         id = (told.get("response") or told)["id"]
     except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError):
         return lambda data: data
-    theirs, ours = msgspec.json.encode(id), msgspec.json.encode(response_id(task_id))
-    told_else = []
+    if not (isinstance(id, str) and id):  # the items of a response may have none either
+        return lambda data: data
+    changes = [_told(b"(?:response_)?id", msgspec.json.encode(id), response_id(task_id))]
     if asked is not None and asked.background:
-        told_else.append((rb'"background":\s*false', b'"background":true'))
+        changes.append(_told(b"background", b"false", True))
     if asked is not None and asked.previous:
-        previous = b'"previous_response_id":' + msgspec.json.encode(asked.previous)
-        told_else.append((rb'"previous_response_id":\s*null', previous))
+        changes.append(_told(b"previous_response_id", b"null", asked.previous))
 
     def change(data: bytes) -> bytes:
-        data = data.replace(theirs, ours)
-        for pattern, value in told_else:
-            data = re.sub(pattern, lambda _, value=value: value, data)  # type: ignore[misc]
+        for pattern, value in changes:
+            data = pattern.sub(lambda found, value=value: found[1] + value, data)  # type: ignore[misc]
         return data
 
     return change
+
+
+def _told(name: bytes, theirs: bytes, ours: str | bool) -> tuple[re.Pattern[bytes], bytes]:
+    """What to look for, its name being the first group, and what to put in the place of `theirs`."""
+    return re.compile(rb'("%b"\s*:\s*)%b' % (name, re.escape(theirs))), msgspec.json.encode(ours)

@@ -63,7 +63,8 @@ class Reading:
         """`who`: the upstream, as messages call it."""
         self._who, self._route, self._headers, self._limit = who, ROUTES.get(route), headers, result_bytes
         self._status = STATUSES.get(status, status)
-        self._type = headers.get("content-type", "").lower()
+        self._kind = _plain(headers.get("content-type", ""))
+        self._type = self._kind.lower()
         self._streams = status < 300 and self._type.startswith("text/event-stream")
         self._whole, self._size = list[bytes](), 0
         self._frames, self._since_frame, self._tail, self._ended = Frames(), 0, b"", False
@@ -104,7 +105,9 @@ class Reading:
                 f"{self._who} answers {self._status}, a redirect, which is not followed: its url must name the place itself."
             )
         if self._headers.get("content-encoding", "identity").lower() not in ("", "identity"):
-            raise Broken(f"{self._who} answers in {self._headers['content-encoding']}, which it was not asked to.")
+            raise Broken(
+                f"{self._who} answers in {_plain(self._headers['content-encoding'])}, which it was not asked to."
+            )
         if self._status >= 400 or self._streams or not self._type.startswith("text/"):
             return
         if self._type.startswith("text/html") or not (self._route is not None and self._route.form):
@@ -143,7 +146,7 @@ class Reading:
         return Answer(status=status, body=self._as_error(b'{"error":' + bytes(error) + b"}", status))
 
     def _whole_answer(self, body: bytes) -> Answer:
-        other = other_than_json(self._headers.get("content-type", ""))
+        other = other_than_json(self._kind)
         if other and body:
             return Answer(status=self._status, body=body, content_type=other)
         try:
@@ -169,6 +172,11 @@ class Reading:
     def _too_large(self, limit: int) -> Broken:
         message = f"{self._who} has sent more than {limit} bytes (limits.result_bytes is {self._limit})."
         return Broken(message, status=507, code="result_too_large")
+
+
+def _plain(header: str) -> str:
+    """Its printable ASCII: headers may hold any bytes, and what is told of them goes into JSON and into a header of ours."""
+    return "".join(char if " " <= char <= "~" else "?" for char in header)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float:

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.ingress.auth import Auth, may_see
 from services.ingress.http import ClientGone, Endpoint, header, query, respond
+from services.ingress.tasks import page_limit
 from services.ingress.uploads import FRAME_BYTES, Form, Lines
 from shared.config import Config
 from shared.errors import FileNotFound, HeadraceError, InvalidRequest
@@ -29,7 +30,8 @@ LONGEST_PAGE = 10_000
 ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 FIELDS = ("purpose", ANCHOR, SECONDS)
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+"""Longer numbers are none that a file could have, and `int` refuses the longest: with them the header is as if it were not there."""
 
 
 class FileView(Struct, kw_only=True, omit_defaults=True, tag_field="object", tag="file"):
@@ -98,7 +100,7 @@ class FileRoutes:
     async def _list(self, scope: Scope, receive: Receive, send: Send) -> None:
         payer = self._auth.payer(scope)
         asked = query(scope, {"after": "", "limit": str(LONGEST_PAGE), "order": "desc", "purpose": ""})
-        limit = _limit(asked["limit"])
+        limit = page_limit(asked["limit"], LONGEST_PAGE)
         if asked["order"] not in ("asc", "desc"):
             raise InvalidRequest(f"`order` is {asked['order'][:40]!r}; allowed: asc, desc", param="order")
         found = await self._files.list(
@@ -235,9 +237,3 @@ def view(file: File) -> FileView:
         status_details=file.details or None,
         lines=file.lines,
     )
-
-
-def _limit(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= LONGEST_PAGE:
-        raise InvalidRequest(f"`limit` is {text[:40]!r}; allowed: 1 to {LONGEST_PAGE}", param="limit")
-    return int(text)

@@ -133,7 +133,11 @@ class Responses:
             word = WORDS[kept.record.state]
             message = f"The response {response_id(former)} is {word}; only a completed one can be followed."
             raise InvalidRequest(message, param="previous_response_id")
-        return [*items_of(kept.body), *_output.decode(kept.result).output]
+        try:
+            return [*items_of(kept.body), *_output.decode(kept.result).output]
+        except (InvalidRequest, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            message = f"The input or the output of {response_id(former)} is no list of items, so it cannot be followed."
+            raise InvalidRequest(message, param="previous_response_id") from None
 
     async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
         payer = self._auth.payer(scope)
@@ -207,8 +211,8 @@ def items_of(body: bytes) -> list[Raw]:
     """The input of a request as items. One that is no input at all is the engine's to refuse."""
     try:
         given = _input.decode(body).input
-    except msgspec.ValidationError:
-        raise InvalidRequest("`input` is neither a string nor a list of items.", param="input") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidRequest("`input` is neither a string in UTF-8 nor a list of items.", param="input") from None
     return [Raw(encode({"role": "user", "content": given}))] if isinstance(given, str) else given
 
 
@@ -217,7 +221,7 @@ def seen(kept: Kept) -> bytes:
     record = kept.record
     if record.state is State.COMPLETED:
         return kept.result
-    fields, task = _any.decode(kept.body), record.task
+    fields, task = _fields_of(kept.body), record.task
     said = _said(kept)
     error = record.finished.error if record.finished is not None and record.state is not State.CANCELLED else None
     return encode(
@@ -243,6 +247,14 @@ def seen(kept: Kept) -> bytes:
             "usage": None,
         }
     )
+
+
+def _fields_of(body: bytes) -> dict[str, Any]:
+    """None of a body that cannot be read: whoever took it in passed over the strings, and refusing it is the engine's."""
+    try:
+        return _any.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
 
 
 def _number(said: str) -> int:

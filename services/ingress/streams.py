@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.errors import ErrorBody
-from shared.events import kind_of
+from shared.events import data_of, kind_of
 from shared.messages import encode
 from shared.routes import RESPONSES, ROUTES
 
@@ -29,13 +29,13 @@ def frames_of(route: str, chunks: Iterable[bytes], *, after: int = -1, whole: bo
     if after >= 0:
         chosen = [c for i, c in enumerate(chosen) if number_of(c) > after or (whole and i == len(chosen) - 1)]
     if not ROUTES[route].named:
-        return b"".join(b"data: %b\n\n" % chunk for chunk in chosen)
+        return b"".join(b"%b\n\n" % data_of(chunk) for chunk in chosen)
     return b"".join(map(_named, chosen))
 
 
 def _named(chunk: bytes) -> bytes:
     kind = kind_of(chunk)
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), chunk) if kind else b"data: %b\n\n" % chunk
+    return b"event: %b\n%b\n\n" % (kind.encode(), data_of(chunk)) if kind else b"%b\n\n" % data_of(chunk)
 
 
 def number_of(chunk: bytes) -> int:

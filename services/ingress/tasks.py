@@ -1,6 +1,7 @@
 """The native twin of the OpenAI routes: submit now, ask later, from anywhere."""
 
 import asyncio
+import re
 
 from msgspec import Raw, Struct
 from starlette.types import Receive, Scope, Send
@@ -28,6 +29,9 @@ from shared.submit import Submitter
 LONGEST_WAIT_S = 60.0
 """Of one long poll: under the idle limit of most proxies."""
 LONGEST_PAGE = 100
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
+"""What `int` takes for sure: not so other digits of Unicode, nor thousands of them."""
 
 
 class TaskView(Struct, kw_only=True, omit_defaults=True, tag_field="object", tag="task"):
@@ -269,7 +273,8 @@ def _seconds(text: str) -> float:
     return wait_s
 
 
-def page_limit(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= LONGEST_PAGE:
-        raise InvalidRequest(f"`limit` is {text[:40]!r}; allowed: 1 to {LONGEST_PAGE}", param="limit")
+def page_limit(text: str, longest: int = LONGEST_PAGE) -> int:
+    """Raises: InvalidRequest."""
+    if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= longest:
+        raise InvalidRequest(f"`limit` is {text[:40]!r}; allowed: 1 to {longest}", param="limit")
     return int(text)

@@ -44,6 +44,8 @@ class Form:
         self.filename = ""
         self.size = 0
         self._receive, self._limit_bytes = receive, limit_bytes
+        self._beside = 0
+        """Bytes that have come and are not the file's."""
         self._begun = self._ended = self._whole = False
         self._name, self._header, self._said, self._value = "", b"", b"", bytearray()
         self._in_file = False
@@ -79,10 +81,14 @@ class Form:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
+        body = bytes(message.get("body", b""))
+        self._beside += len(body)
         try:
-            self._parser.write(bytes(message.get("body", b"")))
+            self._parser.write(body)
         except FormParserError as error:
             raise InvalidRequest(f"The body is not valid {FORM}: {error}") from None
+        if self._beside > FRAME_BYTES:
+            raise InvalidRequest(f"The form has more than {FRAME_BYTES} bytes beside its `file`.")
         if not self._whole and not message.get("more_body"):
             raise InvalidRequest(f"The body is not valid {FORM}: it ends before its last boundary.")
 
@@ -117,6 +123,7 @@ class Form:
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._in_file:
             self._data.append(data[start:end])
+            self._beside -= end - start
             return
         self._value += data[start:end]
         if len(self._value) > FIELD_BYTES:
@@ -217,6 +224,6 @@ class Lines:
             return f"it has {length} bytes, at most {self._longest} are allowed"
         try:
             _line.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return str(error)
         return ""

@@ -33,11 +33,12 @@ CONNECTING = {"timeout": {"connect": 4.0}}
 ADDRESSES = 3
 """Of a name, that are tried."""
 READ_BYTES = 16 * 1024
-RESOLVERS = 16
-"""Threads that wait for name servers, apart from those of the process: a slow one must not keep Redis from being found."""
+RESOLVERS = 128
+"""Threads that wait for name servers, apart from those of the process: a slow one must not keep Redis from being found. A thread is
+held for longer than its request: several for each of receivers.TENANT_SLOTS, so that one tenant's dead names leave some over."""
 LONGEST_WAIT_S = 24 * 3600.0
-KEPT_S = 30.0
-"""An unused connection."""
+KEPT_S, MOST_KEPT = 30.0, 128
+"""Unused connections, of all receivers together: a tenant may name thousands of servers that each answer at once."""
 
 
 class Forbidden(HeadraceError):
@@ -61,6 +62,7 @@ class Post:
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=ssl.create_default_context(),
             max_connections=None,
+            max_keepalive_connections=MOST_KEPT,
             keepalive_expiry=KEPT_S,
             network_backend=Guarded(self._resolvers, allowed),
         )
@@ -84,7 +86,8 @@ class Post:
     async def _send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         sent = [*headers.items(), ("content-type", "application/json"), ("user-agent", "headrace")]
         async with self._pool.stream("POST", url, headers=sent, content=body, extensions=CONNECTING) as response:
-            answer = Answer(response.status, _wait_s(dict(response.headers).get(b"retry-after", b"").decode("latin-1")))
+            said = {name.lower(): value for name, value in response.headers}  # httpcore leaves names as they were sent
+            answer = Answer(response.status, _wait_s(said.get(b"retry-after", b"").decode("latin-1")))
             read = 0
             async for piece in response.aiter_stream():
                 read += len(piece)

@@ -5,18 +5,23 @@
                                   └───────────────────────────────┘
 
 A receiver may have SLOTS deliveries under way and HELD in this replica; the next ones come again later, each time after twice as
-long. Rejected: a queue of each in memory, which an endpoint that hangs would fill for ever; one bound for all, which it would
-fill for everybody; telling each when its turn will be, because how fast a receiver is cannot be seen in a burst.
+long. A crowd, all receivers that one tenant names by URL, has TENANT_SLOTS and TENANT_HELD: a name costs nothing, and by a thousand
+that hang one tenant would hold all sockets, all threads that resolve names, and all memory.
+
+Rejected: a queue of each in memory, which an endpoint that hangs would fill for ever; one bound for all, which it would fill for
+everybody; telling each when its turn will be, because how fast a receiver is cannot be seen in a burst.
 """
 
 import asyncio
 import random
 from collections.abc import Callable
+from functools import partial
 
 SLOTS = 8
 """Requests at once. More is no politeness, fewer makes a far receiver slow: 8 at 100 ms are 80 a second, for each replica."""
 HELD = 1000
 """Deliveries of it in memory, with those that are under way: enough to keep it busy until others come again."""
+TENANT_SLOTS, TENANT_HELD = 32, 2000
 FAILURES = 5
 FIRST_REST_S, LONGEST_REST_S = 1.0, 60.0
 ASKING_S = 1.0
@@ -28,17 +33,17 @@ KNOWN = 1000
 
 
 class Receiver:
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], slots: int = SLOTS, most_held: int = HELD) -> None:
         """`clock`: seconds, of any beginning."""
-        self._clock = clock
-        self.slots = asyncio.Semaphore(SLOTS)
+        self._clock, self._most_held = clock, most_held
+        self.slots = asyncio.Semaphore(slots)
         self.held = 0
         self._posting = self._failures = 0
         self._rests_until_s = 0.0
 
     @property
     def full(self) -> bool:
-        return self.held >= HELD
+        return self.held >= self._most_held
 
     @property
     def rest_s(self) -> float:
@@ -65,12 +70,12 @@ class Receiver:
 
 
 class Receivers:
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], slots: int = SLOTS, most_held: int = HELD) -> None:
+        self._make = partial(Receiver, clock, slots, most_held)
         self._known: dict[str, Receiver] = {}
 
     def of(self, name: str) -> Receiver:
-        receiver = self._known.pop(name, None) or Receiver(self._clock)
+        receiver = self._known.pop(name, None) or self._make()
         self._known[name] = receiver  # the last one used is the last one forgotten
         if len(self._known) > KNOWN:
             unused = (name for name, other in self._known.items() if other is not receiver and not other.held)

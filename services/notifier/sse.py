@@ -19,6 +19,7 @@ from services.notifier.subscriptions import follow_task
 from shared.bus.client import Bus
 from shared.bus.tail import Tails
 from shared.errors import BusError, ErrorBody, InvalidRequest, InvalidTaskId, RequestError, TaskNotFound
+from shared.events import data_of
 from shared.ids import place_of
 
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -95,7 +96,7 @@ class Events:
 def encode(message: Outbound) -> bytes:
     kind = str(type(message).__struct_config__.tag).encode()
     cursor = b"id: %b\n" % message.c.encode() if isinstance(message, OfTask) and message.c else b""
-    return b"event: %b\n%bdata: %b\n\n" % (kind, cursor, msgspec.json.encode(message))
+    return b"event: %b\n%b%b\n\n" % (kind, cursor, data_of(msgspec.json.encode(message)))
 
 
 def _refuse(status: int, body: ErrorBody) -> Response:

@@ -1,10 +1,11 @@
 """Webhooks out: deliveries of all shards, worked off by all replicas together, each at least once with one `webhook-id`.
 
-Problem. A receiver may answer at once, after 15 s, with an error for hours, or never again; a batch may owe it 50,000 events.
-None of that may delay another receiver, fill memory, or lose an event when a replica is killed.
+Problem. A receiver may answer at once, after 15 s, with an error for hours, or never again; the tasks of an hour may owe it 50,000
+events. None of that may delay another receiver, fill memory, or lose an event when a replica is killed.
 
 How a delivery goes
-  - The outbox, or a batch, adds it to the stream `hr:{webhooks}`; a replica reads it in the group `webhooks` and tries it at once.
+  - The outbox reader, or who requeues a dead letter, adds it to the stream `hr:{webhooks}`; a replica reads it in the group
+    `webhooks` and tries it at once.
   - Its entry stays pending while it is tried, and is acknowledged after the 2xx. Who was killed in between leaves it pending:
     another replica takes it over (shared/bus/consume.py), and the receiver gets the same `webhook-id` again.
   - After a failure it goes to the zset `hr:{webhooks}:later`, in one step with the acknowledgement, and back when it is due.
@@ -34,7 +35,7 @@ from msgspec.structs import replace
 
 from services.notifier import metrics
 from services.notifier.post import LONGEST_WAIT_S, Answer, Forbidden, Post, Unanswered
-from services.notifier.receivers import Receiver, Receivers, pause_s
+from services.notifier.receivers import TENANT_HELD, TENANT_SLOTS, Receiver, Receivers, pause_s
 from services.notifier.scripts import promote, put_off
 from services.notifier.webhook_body import ended_as, read_body
 from shared import keys
@@ -81,7 +82,7 @@ class Outcome(StrEnum):
     RESTING = "resting"
     """Not tried: the receiver has failed or asked for time."""
     FULL = "full"
-    """Not tried: the receiver has enough under way. The only one that is not charged."""
+    """Not tried: the receiver, or its crowd, has enough under way. The only one that is not charged."""
     UNSIGNED = "unsigned"
     """The configuration names no such place any more, or its secret cannot be read."""
     FORBIDDEN = "forbidden"
@@ -104,6 +105,7 @@ class Webhooks:
         self._bus, self._config, self._replica = bus, config, replica
         self._post = post or Post(lambda: config.policy.webhooks.allow_private)
         self._receivers = Receivers(monotonic_s)
+        self._crowds = Receivers(monotonic_s, TENANT_SLOTS, TENANT_HELD)
         self._held: dict[bytes, asyncio.Task[None]] = {}
         self._claim_at_s = 0.0
         self.consumer = Consumer(
@@ -191,17 +193,17 @@ class Webhooks:
         place = destination(self._config.policy, delivery.tenant, delivery.to)
         if place is None:
             return Tried(Outcome.UNSIGNED, "the configuration lets nothing be sent there any more")
-        receiver = self._receivers.of(place.receiver)
-        if receiver.full or len(self._held) > MOST_HELD:
+        receiver, crowd = self._receivers.of(place.receiver), self._crowds.of(place.crowd)
+        if receiver.full or crowd.full or len(self._held) > MOST_HELD:
             return Tried(Outcome.FULL, wait_s=pause_s(delivery.waited))
-        receiver.held += 1
+        receiver.held, crowd.held = receiver.held + 1, crowd.held + 1
         try:
-            async with receiver.slots:
+            async with receiver.slots, crowd.slots:  # what waits for a slow receiver takes none from the crowd
                 if rest_s := receiver.rest_s:
                     return Tried(Outcome.RESTING, f"{place.shown} is left in peace for a while", rest_s)
                 return await self._send(delivery, place, receiver)
         finally:
-            receiver.held -= 1
+            receiver.held, crowd.held = receiver.held - 1, crowd.held - 1
 
     async def _send(self, delivery: Delivery, place: Destination, receiver: Receiver) -> Tried:
         """Raises: BusError."""

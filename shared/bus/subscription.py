@@ -165,6 +165,8 @@ class Subscription:
         if record is None and self._to_come:
             self._go_live()
             return
+        if record is not None and record.state.terminal and record.finished is None:
+            record = None  # its end was discarded, so it is gone for whoever asks
         self._sink.on_sync(record)
         while page:
             self._deliver_page(page)

@@ -87,6 +87,26 @@ async def test_a_refused_task_waits_as_long_as_the_server_says_and_holds_up_no_o
     assert told[-1] == ""
 
 
+async def test_a_full_redis_is_waited_for_however_many_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.cli.courier.FULL_S", 0.02)
+    refused = 0
+
+    async def handle(request: web.BaseRequest) -> web.Response:
+        nonlocal refused
+        if await request.read() == b"{}" or refused > STRIKES:
+            return accepted()
+        refused += 1
+        full = {"error": {"message": "no memory", "type": "server_error", "code": "memory_full"}}
+        return web.json_response(full, status=503)
+
+    async with courier(handle, wait=False, patience_s=0) as (sender, told):
+        late = asyncio.ensure_future(sender.carry(Asked(b"late", "")))
+        while not late.done():
+            await sender.carry(TASK)
+        assert (await late)[0] is State.PENDING
+    assert "waits as the server asks (memory_full)" in told
+
+
 async def test_breaks_and_restarts_are_outlasted_with_the_same_key() -> None:
     answers = iter([502, 0, 503, 500, 202])
     keys = set()

@@ -223,4 +223,15 @@ class WhileFileIsThere:
         return act(body)
 
 
+class SlowToLoad:
+    """Loads for as long as the file that the environment names is not there."""
+
+    def load(self) -> None:
+        while not Path(os.environ["LOADS_WHEN"]).exists():  # noqa: TID251
+            threading.Event().wait(0.002)
+
+    def __call__(self, bodies: list[Body]) -> Any:
+        return batch(bodies)
+
+
 not_callable = 3

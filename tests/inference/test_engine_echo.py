@@ -204,6 +204,11 @@ async def test_speech_is_a_sound_of_one_tone_a_word(engine: EchoEngine) -> None:
     assert (await ask(engine, SPEECH, model="m", input="do re mi", voice="alloy"))[1] == answer
 
 
+async def test_a_sound_in_pieces_is_refused(engine: EchoEngine) -> None:
+    _, answer = await ask(engine, SPEECH, model="m", input="do re mi", voice="alloy", stream_format="sse")
+    assert (answer.status, msgspec.json.decode(answer.body)["error"]["param"]) == (400, "stream_format")
+
+
 FORM = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n12345\r\n--x%b--\r\n'
 FIELD = b'\r\nContent-Disposition: form-data; name="response_format"\r\n\r\nsrt\r\n--x'
 
@@ -232,7 +237,7 @@ async def test_a_transcription_is_the_name_and_size_of_the_file(engine: EchoEngi
         (EMBEDDINGS, {"input": 7}, "body.input"),
         (TOKENIZE, {}, "prompt"),
         (SPEECH, {"input": "x", "response_format": "mp3"}, "response_format"),
-        (TRANSCRIPTIONS, {"file": "x"}, None),
+        (TRANSCRIPTIONS, {"file": "x"}, "content_type"),
     ],
 )
 async def test_what_other_routes_cannot_honour_is_refused_too(

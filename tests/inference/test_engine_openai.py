@@ -16,7 +16,7 @@ import trustme
 from services.inference.breaker import FAILED_TASKS
 from services.inference.engine import Answer, Call, CannotResume, Chunk
 from services.inference.engine_openai import OpenaiEngine, renamed
-from services.inference.upstream_answer import STREAM_SHARE, retry_after_s
+from services.inference.upstream_answer import STREAM_SHARE, Broken, Reading, retry_after_s
 from shared.clock import now_ms
 from shared.engine_options import OpenaiOptions, Patience, Upstream
 from shared.errors import ConfigError
@@ -118,6 +118,25 @@ async def test_an_answer_that_is_not_json_keeps_its_content_type(route: str, kin
     async with troublemaker([reply(b"\xff\x00", kind=kind)]) as upstream, running(upstream.url) as engine:
         _, answer = await called(engine, call(route))
     assert answer == Answer(status=200, body=b"\xff\x00", content_type=kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("audio/mpeg; name=\udcff", "audio/mpeg; name=?"),
+        ("audio/mpeg; name=日本", "audio/mpeg; name=??"),
+        ("a/b\t", "a/b?"),
+    ],
+    ids=["no UTF-8", "not ASCII", "unprintable"],
+)
+def test_a_content_type_is_told_as_json_and_a_header_can_hold_it(kind: str, told: str) -> None:
+    reading = Reading("up", "/v1/audio/speech", 200, {"content-type": kind}, 1000)
+    reading.feed(b"\xff")
+    assert reading.end() == Answer(status=200, body=b"\xff", content_type=told)
+    failing = Reading("up", "/v1/audio/speech", 500, {"content-type": kind}, 1000)
+    assert told.encode().partition(b";")[0] in failing.end().body
+    with pytest.raises(Broken, match=r"answers in br\?,"):
+        Reading("up", "/v1/audio/speech", 200, {"content-encoding": "br\udcff"}, 1000)
 
 
 async def test_what_another_call_has_published_is_not_continued() -> None:

@@ -5,14 +5,18 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from services.inference.engine import Answer, Call, CannotResume, Chunk, EngineDead
-from services.inference.engine_python import STARTS, PythonEngine, gpus
+from services.inference.engine_python import CHUNK_BYTES, LEAKS, STARTS, PythonEngine, gpus
+from services.inference.python_batches import Item, Job
+from services.inference.python_frames import Fault
 from services.inference.python_output import LINES_PER_S
+from services.inference.python_results import result
 from shared.engine_options import PythonOptions
 from shared.errors import ConfigError
 from tests.support.engines import called
@@ -91,6 +95,11 @@ async def test_an_async_model_is_loaded_in_the_loop_that_calls_it(make: Make) ->
 async def test_bytes_come_with_their_content_type(make: Make) -> None:
     _, answer = await called(await make("act"), call(do="image"))
     assert answer == Answer(status=200, body=b"\x89PNG", content_type="image/png")
+
+
+@pytest.mark.parametrize("kind", ["音/mpeg", "audio/mpeg; name=日本"])
+def test_a_content_type_that_no_header_can_hold_is_refused(kind: str) -> None:
+    assert isinstance(result((b"x", kind)), Fault)
 
 
 async def test_results_of_numpy_are_json(make: Make) -> None:
@@ -205,6 +214,33 @@ async def test_a_call_that_ends_its_process_costs_itself_only(
     assert other == 200
     assert (await ask(engine))[1]["pid"] not in (before["pid"], os.getpid())
     assert after["n"] is None
+
+
+def test_a_call_that_runs_whenever_a_process_leaks_is_blamed_at_last() -> None:
+    """With several processes it may never meet one that has run nothing before."""
+    engine, item, over = built("act", memory_mb=200), Item("t", b"{}", 1), list[bool]()
+    fate = Fault(500, "It held too much.", "callable_memory")
+    for _ in range(LEAKS):
+        job = Job([item], alone=True)
+        leaked: Any = SimpleNamespace(jobs={1: job}, begun={1}, done=5, fate=fate, why=fate.message)
+        engine._on_end(leaked)
+        over.append(item.over)
+    assert over == [False] * (LEAKS - 1) + [True]
+    told = item.pieces.get_nowait()
+    assert isinstance(told, Answer)
+    assert b"callable_memory" in told.body
+
+
+async def test_what_a_process_leaves_goes_to_an_idle_one_while_the_next_one_loads(make: Make, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    engine = await make(
+        "SlowToLoad", processes=2, batch_size=2, batch_wait_ms=60_000, environ={"LOADS_WHEN": str(gate)}
+    )
+    gate.unlink()
+    answers = await ask_all(engine, [{"n": 0}, {"do": "os._exit"}])
+    assert [status for status, _ in answers] == [200, 500]
+    gate.touch()
 
 
 async def test_what_a_callable_has_started_ends_with_its_process(make: Make) -> None:
@@ -368,6 +404,17 @@ async def test_a_generator_is_closed_when_nobody_reads_it(make: Make, tmp_path: 
     chunks = engine.run(call(file=str(file)))
     assert await anext(chunks) == first, "the same process goes on"
     await chunks.aclose()
+
+
+async def test_a_generator_that_streams_too_much_is_closed(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.inference.engine_python.STREAM_BYTES", 100 * CHUNK_BYTES)
+    engine, file = await make("endless"), tmp_path / "closed"
+    chunks, answer = await called(engine, call(file=str(file)))
+    assert (answer.status, msgspec.json.decode(answer.body)["error"]["code"]) == (507, "result_too_large")
+    assert 50 < len(chunks) < 100
+    await wait_until(file.exists, "it was closed")
 
 
 async def test_a_sync_call_that_is_aborted_keeps_its_process_until_it_returns(make: Make, tmp_path: Path) -> None:

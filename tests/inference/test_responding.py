@@ -39,7 +39,7 @@ async def test_what_headrace_sees_to_is_told_as_it_was_asked() -> None:
     whole = Answer(status=200, body=b'{"id": "resp_9", "background": false, "previous_response_id": null}')
     (told,) = await ours(whole, asked=Response(background=True, previous="resp_before"))
     assert isinstance(told, Answer)
-    assert told.body == b'{"id": "%b", "background":true, "previous_response_id":"resp_before"}' % OURS.encode()
+    assert told.body == b'{"id": "%b", "background": true, "previous_response_id": "resp_before"}' % OURS.encode()
     (plain,) = await ours(whole)
     assert isinstance(plain, Answer)
     assert plain.body == whole.body.replace(b"resp_9", OURS.encode())
@@ -51,3 +51,16 @@ async def test_what_headrace_sees_to_is_told_as_it_was_asked() -> None:
 )
 async def test_what_tells_no_id_stays_as_it_is(piece: Piece) -> None:
     assert await ours(piece) == [piece]
+
+
+@pytest.mark.parametrize("id", [b"null", b'""', b"7"])
+async def test_an_id_that_is_none_stays_and_so_does_all_that_looks_like_it(id: bytes) -> None:
+    whole = Answer(status=200, body=b'{"id":%b,"error":null,"user":"","output":[{"id":"","n":7}]}' % id)
+    assert await ours(whole) == [whole]
+
+
+async def test_an_id_that_is_a_word_is_changed_where_it_is_an_id_alone() -> None:
+    whole = Answer(status=200, body=b'{"id":"message","output":[{"type":"message","id":"msg_1"}]}')
+    (told,) = await ours(whole)
+    assert isinstance(told, Answer)
+    assert told.body == whole.body.replace(b'"id":"message"', b'"id":"%b"' % OURS.encode())

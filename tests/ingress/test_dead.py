@@ -141,6 +141,8 @@ async def test_a_letter_that_is_not_there_is_not_found(
         ({"after": "yesterday"}, "after"),
         ({"limit": "0"}, "limit"),
         ({"limit": "101"}, "limit"),
+        ({"limit": "²"}, "limit"),
+        ({"limit": "1" * 5000}, "limit"),
         ({"kode": "x"}, "kode"),
     ],
 )

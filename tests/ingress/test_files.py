@@ -97,6 +97,8 @@ async def test_no_file_makes_an_empty_list(http: httpx.AsyncClient) -> None:
     ("asked", "told"),
     [
         ({"limit": "0"}, "`limit` is '0'; allowed: 1 to 10000"),
+        ({"limit": "²"}, "`limit` is '²'; allowed: 1 to 10000"),
+        ({"limit": "1" * 5000}, "allowed: 1 to 10000"),
         ({"order": "up"}, "`order` is 'up'; allowed: asc, desc"),
         ({"page": "1"}, "The parameter `page` is unknown"),
     ],
@@ -205,6 +207,11 @@ def test_no_header_makes_a_range_beyond_the_file(text: bytes, size: int) -> None
     start, end = span("bytes=" + text.decode("latin-1"), size)
     assert start >= 0
     assert end <= size
+
+
+@pytest.mark.parametrize("asked", ["bytes=-{}", "bytes={}-", "bytes=0-{}"])
+def test_a_number_that_no_file_could_have_makes_no_range(asked: str) -> None:
+    assert span(asked.format("9" * 5000), 10) == (0, 10)
 
 
 async def test_a_file_that_grows_is_read_as_far_as_it_is(http: httpx.AsyncClient, bus: Bus, tmp_path: Path) -> None:

@@ -57,14 +57,14 @@ async def stored(bus: Bus, response: Any) -> tuple[Any, Any]:
     return decode_task(hash["spec"].encode()), msgspec.json.decode(hash["body"])
 
 
-async def complete(bus: Bus, owner: Owner, response: Any, text: str) -> Any:
+async def complete(bus: Bus, owner: Owner, response: Any, text: str, **more: Any) -> Any:
     """A worker runs the only task that waits."""
     assert "queued" in await tasks.admit_all(bus)
     assert (await dispatch(bus, tasks.SHARD, tasks.CONFIG)).handed_out == 1
     (hand,) = await tasks.hands(bus, owner)
     await start(bus, owner, [hand])
     part = {"type": "output_text", "text": text}
-    whole = {"id": response["id"], "object": "response", "output": [{"type": "message", "content": [part]}]}
+    whole = {"id": response["id"], "object": "response", "output": [{"type": "message", "content": [part]}], **more}
     finished = encode(Finished(attempt=1, last=0, state=State.COMPLETED, status=200))
     ending = msgspec.structs.replace(tasks.ending(hand, 1, 0), result=encode(whole), finished=finished)
     assert await tasks.finish_one(bus, owner, ending) == "ok"
@@ -125,6 +125,34 @@ async def test_what_was_said_before_is_put_before_the_new_input(http: httpx.Asyn
     assert (second["previous_response_id"], task.response.previous) == (first["id"], first["id"])
     said = [{"role": "user", "content": "one"}, *whole["output"], {"role": "user", "content": "three"}]
     assert body == {"model": tasks.MODEL, "input": said}
+
+
+@pytest.mark.parametrize("output", [None, "two"])
+async def test_one_without_items_in_its_output_cannot_be_followed(
+    http: httpx.AsyncClient, bus: Bus, output: str | None
+) -> None:
+    owner = await tasks.worker(bus)
+    first = await make(http)
+    await complete(bus, owner, first, "two", output=output)
+    followed = await http.post(PATH, json={**ASKED, "previous_response_id": first["id"]})
+    assert (followed.status_code, followed.json()["error"]["param"]) == (400, "previous_response_id")
+
+
+async def test_a_body_that_is_no_utf8_is_the_engines_to_refuse(http: httpx.AsyncClient) -> None:
+    body = b'{"model":"%b","background":true,"input":"\xff"}' % tasks.MODEL.encode()
+    made = await http.post(PATH, content=body)
+    assert (made.status_code, made.json()["status"]) == (200, "queued")
+    one = f"{PATH}/{made.json()['id']}"
+    assert (await http.get(one)).json() == made.json()
+
+
+async def test_new_input_that_is_no_utf8_follows_nothing(http: httpx.AsyncClient, bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    first = await make(http)
+    await complete(bus, owner, first, "two")
+    body = b'{"model":"%b","input":"\xff","previous_response_id":"%b"}' % (tasks.MODEL.encode(), first["id"].encode())
+    answer = await http.post(PATH, content=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
 
 
 async def test_the_id_of_another_server_is_the_engines_to_judge(http: httpx.AsyncClient, bus: Bus) -> None:

@@ -20,6 +20,20 @@ def test_frames_are_named_where_the_route_names_them() -> None:
     assert frames_of(CHAT, [b"{}", b"[]"]) == b"data: {}\n\ndata: []\n\n"
 
 
+def read(frames: bytes) -> list[str]:
+    """The data of each event, as the HTML standard has it read."""
+    lines = [frame.splitlines() for frame in frames.decode().split("\n\n") if frame]
+    assert all(line.startswith(("data: ", "event: ")) for frame in lines for line in frame)
+    return ["\n".join(line[6:] for line in frame if line.startswith("data: ")) for frame in lines]
+
+
+@pytest.mark.parametrize("route", [RESPONSES, CHAT])
+def test_an_event_that_is_indented_is_read_as_one(route: str) -> None:
+    chunk = b'{\r\n  "type": "e",\n  "said": "a\\nb"\n}'
+    told = read(frames_of(route, [chunk, b"{}"]))
+    assert [json.loads(data) for data in told] == [{"type": "e", "said": "a\nb"}, {}]
+
+
 @pytest.mark.parametrize(("after", "numbers"), [(-1, [0, 1, 2]), (0, [1, 2]), (1, [2]), (2, []), (9, [])])
 def test_a_stream_goes_on_behind_a_number(after: int, numbers: list[int]) -> None:
     events = [event(number) for number in range(3)]

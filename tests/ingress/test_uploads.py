@@ -112,6 +112,20 @@ async def test_a_file_over_the_limit_is_refused_by_its_announcement_and_by_what_
     assert len((await read(body(part("file", b"x" * LIMIT, "a"))))[1]) == LIMIT
 
 
+@pytest.mark.parametrize("file_first", [False, True])
+async def test_what_stands_beside_the_file_is_bounded_however_it_comes(file_first: bool) -> None:
+    """Fields are kept in memory, and nothing else ends a form that never has its file."""
+    file = part("file", b"x", "a")
+    fields = [part(f"f{number}", b"x" * 4000) for number in range(20)]
+    with pytest.raises(InvalidRequest, match="more than 65536 bytes beside its `file`"):
+        await read(*([file, *fields] if file_first else [*fields, file]), body())
+
+
+async def test_a_file_is_nothing_beside_itself() -> None:
+    pieces = [part("file", b"\r\n--front" * 20_000, "a"), body(part("purpose", b"x" * 4000))]
+    assert len((await read(*pieces, limit=1 << 20))[1]) == 180_000
+
+
 # -- lines
 
 
@@ -145,6 +159,12 @@ def test_faults_are_told_by_line_and_the_rest_is_counted(cut: int) -> None:
     assert lines.details.startswith("5 of 7 lines will fail: line 3: ")
     for number, fault in enumerate(("truncated", "object", "custom_id", "line", "101 bytes, at most 100"), 3):
         assert fault in lines.details.partition(f"line {number}: ")[2]
+
+
+def test_a_line_too_deep_to_be_read_is_a_fault_like_any_other() -> None:
+    deep = b'{"custom_id": "a", "x": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"
+    lines = looked_at(b"\n".join([GOOD, deep, GOOD]), longest=100_000)
+    assert lines.details.startswith("1 of 3 lines will fail: line 2: ")
 
 
 def test_of_many_faults_the_first_are_told() -> None:

@@ -1,13 +1,18 @@
 """One request to a receiver: what comes of every way in which it can go wrong, and that it goes only where it may."""
 
+import asyncio
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
 from services.notifier.post import Answer, Forbidden, Post, Unanswered
+from services.notifier.receivers import TENANT_SLOTS
 from tests.support.receiver import HANG, Receiver, answer
 
 OPEN = ["127.0.0.0/8", "::1/128"]
@@ -46,6 +51,18 @@ async def test_a_connection_is_used_again(post: Post, receiver: Receiver) -> Non
     assert receiver.connections == 1
 
 
+async def test_no_more_unused_connections_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.notifier.post.MOST_KEPT", 1)
+    post = Post(lambda: OPEN)
+    try:
+        async with Receiver() as first, Receiver() as second:
+            for receiver in (first, second, first, first):
+                await send(post, receiver.url)
+            assert (first.connections, second.connections) == (2, 1)
+    finally:
+        await post.close()
+
+
 async def test_a_redirect_is_an_answer_like_any_other(post: Post, receiver: Receiver) -> None:
     receiver.says = lambda hit: answer(302, f"location: {receiver.url}/elsewhere")
     assert (await send(post, receiver.url)).status == 302
@@ -61,6 +78,11 @@ async def test_retry_after_is_seconds_or_a_date_and_at_most_a_day(
 ) -> None:
     receiver.says = lambda hit: answer(503, f"retry-after: {said}")
     assert await send(post, receiver.url) == Answer(503, wait_s)
+
+
+async def test_the_name_of_a_header_is_read_however_it_is_written(post: Post, receiver: Receiver) -> None:
+    receiver.says = lambda hit: answer(429, "Retry-After: 7")
+    assert await send(post, receiver.url) == Answer(429, 7)
 
 
 async def test_an_endless_answer_is_read_no_further_than_it_is_worth(post: Post, receiver: Receiver) -> None:
@@ -127,6 +149,26 @@ async def test_the_answer_of_the_name_server_is_what_is_checked_and_connected_to
         await post.close()
     assert looks == ["rebinding.example"]
     assert receiver.hits[0].headers["host"] == f"rebinding.example:{receiver.port}"
+
+
+async def test_names_that_a_tenant_has_no_answer_for_leave_threads_for_other_names(
+    post: Post, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve, over = socket.getaddrinfo, threading.Event()
+
+    def getaddrinfo(host: str, port: int, **more: Any) -> Any:
+        if host.endswith(".example"):
+            over.wait()
+        return resolve("localhost", port, **more)
+
+    monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
+    given_up = [send(post, f"http://{number}.example:{receiver.port}/", 0.1) for number in range(2 * TENANT_SLOTS)]
+    try:
+        answers = await asyncio.gather(*given_up, return_exceptions=True)
+        assert all(isinstance(answer, Unanswered) for answer in answers)
+        assert (await send(post, receiver.url)).status == 204
+    finally:
+        over.set()
 
 
 # -- TLS

@@ -4,11 +4,13 @@ import json
 from typing import Any
 
 import httpx
+from msgspec import Raw
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from services.notifier.frames import Data
 from services.notifier.line import Line
-from services.notifier.sse import Events
+from services.notifier.sse import Events, encode
 from shared.bus.client import Bus
 from shared.bus.tail import Tails
 from shared.cancel import Canceller
@@ -36,3 +38,11 @@ async def test_a_waiting_task_tells_its_place_and_then_its_end(bus: Bus) -> None
     place = next(message for message in told if message["t"] == "st")
     assert place["info"] == {"pos": 1, "why": "no_worker"}
     assert (told[-1]["t"], told[-1]["status"]) == ("fail", "cancelled")
+
+
+def test_a_chunk_that_is_indented_is_in_one_event() -> None:
+    chunk = Raw(b'{\r\n  "said": "a\\nb"\n}')
+    kind, cursor, *data = encode(Data(id=1, c="0.0.1-0.1.1", f=1, n=1, chunks=[chunk])).decode().splitlines()
+    assert (kind, cursor, data.pop()) == ("event: d", "id: 0.0.1-0.1.1", "")
+    assert all(line.startswith("data: ") for line in data)
+    assert json.loads("\n".join(line[6:] for line in data))["chunks"] == [{"said": "a\nb"}]

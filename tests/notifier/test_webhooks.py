@@ -10,14 +10,14 @@ import pytest
 from msgspec import Raw
 from msgspec.structs import replace
 
-from services.notifier import receivers, webhooks
+from services.notifier import webhooks
 from services.notifier.outbox import Outbox
-from services.notifier.receivers import FAILURES, SLOTS
+from services.notifier.receivers import FAILURES, SLOTS, TENANT_SLOTS, Receivers
 from services.notifier.webhooks import PAUSES_S, Webhooks
 from shared import keys
 from shared.bus.client import Bus
 from shared.bus.consume import Entry
-from shared.clock import now_ms
+from shared.clock import monotonic_s, now_ms
 from shared.config import Config
 from shared.messages import Delivery, Task, decode_delivery, encode
 from shared.quota import Quotas
@@ -36,6 +36,16 @@ Start = Callable[[Config], Awaitable[Webhooks]]
 async def receiver() -> AsyncIterator[Receiver]:
     async with Receiver() as receiver:
         yield receiver
+
+
+@pytest.fixture
+async def dead() -> AsyncIterator[list[Receiver]]:
+    """They hang, with room for twice what one tenant may have under way. Named before `start`, they outlive its replicas."""
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(Receiver()) for _ in range(2 * TENANT_SLOTS // SLOTS)]
+        for server in servers:
+            server.says = lambda hit: HANG
+        yield servers
 
 
 @pytest.fixture
@@ -311,12 +321,12 @@ async def test_what_is_no_delivery_stops_no_other(
 
 
 async def test_an_endpoint_that_hangs_delays_no_other_and_is_given_no_more_than_its_room(
-    bus: Bus, start: Start, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bus: Bus, start: Start, receiver: Receiver, tmp_path: Path
 ) -> None:
     async with Receiver() as dead:
         dead.says = lambda hit: HANG
-        monkeypatch.setattr(receivers, "HELD", HELD)
         replica = await start(config(tmp_path, dead=dead.url, orders=receiver.url))
+        replica._receivers = Receivers(monotonic_s, most_held=HELD)
         for number in range(HELD + 60):
             await announce(bus, replace(DELIVERY, id=f"msg_{number}", to="dead"))
 
@@ -330,6 +340,26 @@ async def test_an_endpoint_that_hangs_delays_no_other_and_is_given_no_more_than_
         await receiver.got(20)
         assert len(dead.hits) == SLOTS
         assert len(replica._held) <= HELD + 20
+
+
+async def test_servers_that_a_tenant_names_have_no_more_than_its_room_together(
+    bus: Bus, dead: list[Receiver], start: Start, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them has room for all that is sent to it."""
+    monkeypatch.setattr(webhooks, "TENANT_HELD", HELD)
+    replica = await start(config(tmp_path, orders=receiver.url))
+    for number in range(HELD + 16):
+        to = dead[number % len(dead)].url
+        await announce(bus, replace(DELIVERY, id=f"msg_{number}", to=to, tenant="acme"))
+
+    async def stuffed() -> bool:
+        return len(await waiting(bus)) == 16 and sum(len(server.hits) for server in dead) >= TENANT_SLOTS
+
+    await wait_until(stuffed, "the tenant has all that it may have, and the rest waits")
+    await announce(bus, replace(DELIVERY, id="ok"))
+    await receiver.got(1)
+    assert sum(len(server.hits) for server in dead) == TENANT_SLOTS
+    assert len(replica._held) <= HELD + 1
 
 
 async def test_an_endpoint_that_fails_is_left_in_peace(

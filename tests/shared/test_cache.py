@@ -272,3 +272,15 @@ def test_bodies_of_every_depth_that_can_be_read_have_a_key() -> None:
 def test_any_body_that_json_can_write_has_a_key(body: dict[str, Any]) -> None:
     assert msgspec.json.decode(json.dumps(body)) is not None
     assert key(body) is not None
+
+
+# -- what is never kept
+
+
+def test_a_speech_that_streams_is_not_kept_since_its_last_event_has_no_sound() -> None:
+    body = {"model": "m", "input": "do", "stream_format": "sse"}
+    assert key(body, route="/v1/audio/speech", streamed=True) is None
+    assert key(body, said="off", route="/v1/audio/speech", streamed=True) is None
+    with pytest.raises(InvalidRequest, match="leave out `cache`"):
+        key(body, said="60", route="/v1/audio/speech", streamed=True)
+    assert key({"model": "m", "input": "do"}, route="/v1/audio/speech") is not None

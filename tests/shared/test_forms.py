@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import InvalidRequest
-from shared.forms import field, parts, with_field
+from shared.forms import LONGEST_TYPE, field, parts, with_field, without_boundary
 
 TYPE = "multipart/form-data; boundary=bound"
 
@@ -47,3 +47,21 @@ def test_the_last_of_two_fields_counts_and_a_file_is_no_field() -> None:
 def test_what_is_no_form_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         parts(body, TYPE)
+
+
+@pytest.mark.parametrize(
+    "odd", ['; y="\r\nA: b"', "; y=\t", "; y=\x7f", "; y=\xe9", "; y=日", "; y=" + "z" * LONGEST_TYPE]
+)
+def test_a_content_type_that_can_be_no_header_is_refused(odd: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parts(form(("model", "", b"m")), TYPE + odd)
+    assert caught.value.param == "content_type"
+    assert str(LONGEST_TYPE) in str(caught.value)
+
+
+def test_two_tries_of_a_form_differ_in_nothing_but_the_boundary() -> None:
+    body = form(("file", "a.wav", b"\xff--\r\n"), ("model", "", b"m"))
+    again = body.replace(b"--bound", b"--other")
+    assert without_boundary(body, TYPE) == without_boundary(again, "multipart/form-data; boundary=other")
+    for changed in (body.replace(b"m\r\n--bound--", b"n\r\n--bound--"), body.replace(b"a.wav", b"b.wav")):
+        assert without_boundary(changed, TYPE) != without_boundary(body, TYPE)

@@ -1,5 +1,6 @@
 """What a prompt weighs, and which prompts are taken for alike."""
 
+import sys
 from typing import Any
 
 import msgspec
@@ -278,3 +279,13 @@ def test_a_form_is_weighed_as_one_sound() -> None:
 def test_no_body_of_any_route_is_too_odd_to_look_at(route: str, body: Any) -> None:
     data = body if isinstance(body, bytes) else msgspec.json.encode(body)
     assert look(route, data).tokens_in >= 0
+
+
+@pytest.mark.parametrize("route", [CHAT, COMPLETIONS, MESSAGES, EMBEDDINGS])
+def test_no_depth_is_too_deep_to_look_at(route: str) -> None:
+    """What is decoded just so cannot be walked any more."""
+    for field in (b"input", b"messages", b"prompt", b"cache_salt"):
+        for depth in range(sys.getrecursionlimit() - 250, sys.getrecursionlimit()):
+            nested = b"[" * depth + b'"x"' + b"]" * depth
+            body = b'{"instructions":"","system":"%b","%b":%b}' % (LONG.encode(), field, nested)
+            assert look(route, body).tokens_in >= 0

@@ -14,7 +14,7 @@ from shared.messages import NULL
 from shared.payer import ANONYMOUS
 from shared.policy import Alias, Endpoint, Live, Policy, Target, Webhooks
 from shared.request import CHAT, COMPLETIONS, from_fields, from_json, from_openai
-from shared.routes import ROUTES, TRANSCRIPTIONS
+from shared.routes import ROUTES, SPEECH, TRANSCRIPTIONS
 from shared.wishes import Wishes
 
 CONFIG = Config(pools={"smol": Pool(model="m", engine="echo")}, limits=Limits(body_bytes=2048))
@@ -83,6 +83,15 @@ def test_where_there_is_a_choice_a_body_must_name_its_model() -> None:
 # -- every route, and forms
 
 
+@pytest.mark.parametrize(
+    ("route", "format", "streamed"), [(SPEECH, b'"sse"', True), (SPEECH, b'"audio"', False), (CHAT, b'"sse"', False)]
+)
+def test_a_speech_says_in_words_of_its_own_that_it_streams(route: str, format: bytes, streamed: bool) -> None:
+    body = b'{"model":"m","stream_format":%b}' % format
+    request = from_openai(CONFIG, ANONYMOUS, route, body)
+    assert (request.task.streamed, request.body) == (streamed, body)
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_route_takes_json_at_its_path_and_in_the_envelope(route: str) -> None:
     body = b'{"model":"m","x":[1.0]}'
@@ -99,12 +108,16 @@ FORM = (
     b'--x\r\nContent-Disposition: form-data; name="stream"\r\n\r\ntrue\r\n--x--\r\n'
 )
 FORM_TYPE = "multipart/form-data; boundary=x"
+FORM_AGAIN = FORM.replace(b"--x", b"--yy")
+
+
+def in_envelope(body: bytes, content_type: str) -> dict[str, Any]:
+    return {"route": TRANSCRIPTIONS, "content_type": content_type, "body": base64.b64encode(body).decode()}
 
 
 def test_a_form_is_kept_byte_for_byte_with_its_type() -> None:
     sent = from_openai(CONFIG, ANONYMOUS, TRANSCRIPTIONS, FORM, content_type=FORM_TYPE)
-    asked = {"route": TRANSCRIPTIONS, "content_type": FORM_TYPE, "body": base64.b64encode(FORM).decode()}
-    for request in (sent, from_json(CONFIG, ANONYMOUS, json(**asked))):
+    for request in (sent, from_json(CONFIG, ANONYMOUS, json(**in_envelope(FORM, FORM_TYPE)))):
         assert (request.body, request.task.content_type) == (FORM, FORM_TYPE)
         assert (request.task.model, request.task.streamed, request.pool) == ("m", True, "smol")
 
@@ -115,6 +128,30 @@ def test_of_a_form_only_the_model_changes_and_only_for_an_alias() -> None:
     request = from_openai(config, ANONYMOUS, TRANSCRIPTIONS, FORM, content_type=FORM_TYPE)
     assert request.body == FORM.replace(b"\r\nm\r\n", b"\r\nlarge\r\n")
     assert request.fingerprint == FORM
+
+
+def test_of_a_form_with_a_key_a_repeat_may_have_another_boundary() -> None:
+    """An HTTP client's own retry builds the form again."""
+    policy = Policy(aliases={"m": Alias(targets=[Target(model="large")])})
+    aliased = Config(pools={"a": Pool(model="large", engine="echo")}, live=Live(policy))
+    for config in (CONFIG, aliased):
+        tries = [(body, f"multipart/form-data; boundary={name}") for name, body in (("x", FORM), ("yy", FORM_AGAIN))]
+        sent = [
+            from_openai(config, ANONYMOUS, TRANSCRIPTIONS, body, content_type=kind, task_id="k") for body, kind in tries
+        ] + [from_json(config, ANONYMOUS, json(task_id="k", **in_envelope(body, kind))) for body, kind in tries]
+        assert len({request.fingerprint for request in sent}) == 1
+        assert (
+            sent[0].fingerprint
+            != from_openai(
+                config, ANONYMOUS, TRANSCRIPTIONS, FORM.replace(b"a.wav", b"b.wav"), content_type=FORM_TYPE, task_id="k"
+            ).fingerprint
+        )
+
+
+def test_an_envelope_whose_content_type_can_be_no_header_is_refused() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        from_json(CONFIG, ANONYMOUS, json(**in_envelope(FORM, FORM_TYPE + '; y="\r\nA: b"')))
+    assert caught.value.param == "content_type"
 
 
 @pytest.mark.parametrize(

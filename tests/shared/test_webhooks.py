@@ -79,6 +79,7 @@ def test_what_one_receiver_does_is_kept_apart_from_the_others() -> None:
     named, first, second = (place for place in places if place is not None)
     assert named.receiver == "orders"
     assert first.receiver == second.receiver == "acme https://a.example"
+    assert (named.crowd, first.crowd) == ("orders", "acme *")
     assert "secret" not in second.shown
     assert (named.secret_file, first.secret_file) == ("/run/orders", "/run/acme")
     assert len({gone_mark(place) for place in (named, first, second)}) == 3

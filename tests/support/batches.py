@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from services.inference.scripts import Owner, Running, beat, start
+from services.inference.scripts import Ending, Hand, Owner, Running, beat, start
 from services.notifier.outbox import Outbox
 from services.scheduler.batches.feeder import Feeder
 from services.scheduler.batches.scripts import lease
@@ -126,10 +126,13 @@ async def uploaded(bus: Bus, folder: Path, lines: Sequence[bytes]) -> str:
     return made.id
 
 
-async def made(bus: Bus, folder: Path, lines: Sequence[bytes], *, window_s: int = 3600) -> Batch:
+async def made(
+    bus: Bus, folder: Path, lines: Sequence[bytes], *, window_s: int = 3600, tenant: str = "acme", key: str = ""
+) -> Batch:
+    """`key`: the Idempotency-Key."""
     file_id = await uploaded(bus, folder, lines)
-    asked = Asked(tenant="acme", key="", endpoint=CHAT, input_file_id=file_id, window=f"{window_s}s", window_s=window_s)
-    return await Batches(bus, CONFIG.limits.files_kept_s).make(asked)
+    asked = Asked(tenant=tenant, key="", endpoint=CHAT, input_file_id=file_id, window=f"{window_s}s", window_s=window_s)
+    return await Batches(bus, CONFIG.limits.files_kept_s).make(asked, key=key)
 
 
 async def held(bus: Bus, batch_id: str) -> Fence:
@@ -172,16 +175,17 @@ class Engine:
             if not isinstance(verdict, Running):
                 continue
             self.ran.append(hand.id)
-            ending = tasks.ending(hand, 1, 0)
-            if FAILS.encode() in verdict.body:
-                error = ErrorBody(message="no", type="invalid_request_error", code="told_to")
-                event = Finished(attempt=1, last=0, state=State.FAILED, status=400, error=error)
-                failed = {"state": State.FAILED, "status": 400, "finished": encode(event)}
-                ending = replace(ending, **failed, result=encode({"error": error}))
-            else:
-                usage = b'{"prompt_tokens":3,"completion_tokens":2}'
-                ending = replace(ending, result=b'{"said":%b,"usage":%b}' % (verdict.body, usage))
-            assert await tasks.finish_one(self._bus, self._owner, ending) == "ok"
+            assert await tasks.finish_one(self._bus, self._owner, self.ending(hand, verdict.body)) == "ok"
+
+    def ending(self, hand: Hand, body: bytes) -> Ending:
+        ending = tasks.ending(hand, 1, 0)
+        if FAILS.encode() not in body:
+            usage = b'{"prompt_tokens":3,"completion_tokens":2}'
+            return replace(ending, result=b'{"said":%b,"usage":%b}' % (body, usage))
+        error = ErrorBody(message="no", type="invalid_request_error", code="told_to")
+        event = Finished(attempt=1, last=0, state=State.FAILED, status=400, error=error)
+        failed = {"state": State.FAILED, "status": 400, "finished": encode(event)}
+        return replace(ending, **failed, result=encode({"error": error}))
 
 
 async def fed(bus: Bus, kit: Tools, batch_id: str, fate: Fate | None = None, engine: Engine | None = None) -> Engine:

@@ -2,7 +2,7 @@
 -- finish: end tasks with their last chunks, their result and all that follows from it, in one step.
 -- KEYS     work, in, turns of each lane (3), then per task: task, log, bus
 -- ARGV     base of the shard's keys, results kept (ms), log kept (ms), nonce, then per task: id, epoch, entry id, first, last,
---          chunks event ('' = no tail), journal, tokens of prompt and answer, state, HTTP status, result, finished event
+--          chunks event ('' = no tail), journal, tokens of prompt and answer (0 = not counted), state, HTTP status, result, finished event
 -- RETURNS  per task: 'ok' (now or before) | 'fenced' | 'gap <last written>' | 'wrongtype <key>'
 -- INVARIANT one terminal transition a task. A slot is free again when its work entry is gone, and that is here.
 local work, arrivals, lanes = KEYS[1], KEYS[2], {KEYS[3], KEYS[4], KEYS[5]}
@@ -21,6 +21,7 @@ local function finish(key, id, epoch, entry, first, last, chunks, journal, token
   local wrong = foreign(task)
   if wrong then return 'wrongtype ' .. wrong end
   if not add_tail(task, first, last, chunks, journal) then return 'gap ' .. task.last end
+  if tonumber(tokens) == 0 and (state == 'completed' or task.last > 0) then tokens = estimated(task) end
   end_task(task, state, status, result, finished, tokens)
   clear(work, entry, task)
   return 'ok'

@@ -20,6 +20,7 @@ local function fail(task, why, share, status, result, finished, least_ms, tokens
   if task.failures > failure_limit then
     remember_attempt(task, why)
     redis.call('HSET', task.key, 'failures', task.failures)
+    if tonumber(tokens) == 0 and task.last > 0 then tokens = estimated(task) end
     end_task(task, 'failed', status, result, finished, tokens)
     bury(task, why, 'It failed ' .. task.failures .. ' times; the last error is the result.')
     return 'failed'

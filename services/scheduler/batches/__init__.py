@@ -7,8 +7,9 @@ What there is
   - The input lies in the object store and never changes. `offset` says how much of it was fed.
   - The hash `state` has the counts, `open` each item that was fed and has not ended, the bitmap `ended` the others. All of a
     batch lies in one slot, so each step is one script: batch_feed opens items and moves the offset, batch_end ends items.
-  - An item is an ordinary task of the lane batch. Its id follows from the batch and the item's number, so submitting it again
-    finds it. Its end comes on `hr:reply:batch.<batch>`, payload included, at least once.
+  - An item is an ordinary task of the lane batch. Its id follows from the batch, a random salt of the batch and the item's number,
+    so submitting it again finds it, and nobody else computes it. Its end comes on `hr:reply:batch.<batch>`, payload included, at
+    least once.
   - Lines of output are gathered into a segment, an object of its own. First it is put, then batch_end names it together with
     the items it has: a segment that no script named is an orphan, and is deleted at the end.
   - The output and error files are lists of segments. A segment that was named is filed at once, and stands in `unfiled` until
@@ -22,8 +23,9 @@ Invariants
   - fed = open + ended, and completed + failed + cancelled + expired = ended, after every script; total - fed was not begun.
   - A holder's memory is only a copy. After any error it is thrown away and read again, as the next holder would.
   - At most `limits.batch_window` items of a tenant are tasks at once, for each scheduler. A refusal (a full backlog, a tenant's
-    allowance, a deadline that cannot be met yet) means to wait; so do an object store and a Redis out of reach. Only the deadline
-    of the batch ends the waiting.
+    allowance, a full Redis, a deadline that cannot be met yet) means to wait, and what has ended is gathered on meanwhile; so do an
+    object store and a Redis out of reach. Only the deadline of the batch ends the waiting.
+  - A tenant has no more of a scheduler's places than it leaves free: batches that wait keep nobody else's from beginning.
 
 Rejected: one task for the whole batch (its end is all or nothing), counting replies as they come (they may come twice),
 appending to one output object (object stores do not), a reply that carries the item's number (anybody may write to a reply stream;

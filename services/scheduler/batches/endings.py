@@ -8,6 +8,7 @@ from msgspec import Raw, Struct
 from services.scheduler.batches.items import Item
 from shared.batches import End
 from shared.lifecycle import State
+from shared.messages import elsewhere
 
 
 class Ending(Struct, frozen=True):
@@ -20,8 +21,8 @@ class Ending(Struct, frozen=True):
     task_id: str = ""
     tokens_in: int = 0
     tokens_out: int = 0
-    cached: bool = False
-    """Item.cached."""
+    kept: bool = False
+    """Its task is kept for as long as any: others may be given its answer, or its line only says where that is."""
 
 
 class Usage(Struct):
@@ -35,6 +36,8 @@ class Usage(Struct):
 
 class Body(Struct):
     usage: Usage | None = None
+    url: Any = None
+    """Where the answer is, if that is not JSON (messages.Elsewhere)."""
 
 
 ENDS = {
@@ -50,7 +53,8 @@ STOPPED = {
 """Codes and messages of items that were not done."""
 
 _body = msgspec.json.Decoder(Body)
-_NO_USAGE = Usage()
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_NO_BODY, _NO_USAGE = Body(), Usage()
 
 
 def answered(batch_id: str, number: int, item: Item, state: State, status: int, body: bytes) -> Ending:
@@ -58,7 +62,8 @@ def answered(batch_id: str, number: int, item: Item, state: State, status: int, 
     end = ENDS[state]
     if end in STOPPED:
         return stopped(batch_id, number, item, end)
-    usage = usage_of(body)
+    said = _said(body)
+    usage = said.usage or _NO_USAGE
     response = {"status_code": status, "request_id": item.task_id, "body": Raw(one_line(body))}
     return Ending(
         number,
@@ -67,7 +72,7 @@ def answered(batch_id: str, number: int, item: Item, state: State, status: int, 
         item.task_id,
         usage.prompt_tokens or usage.input_tokens or 0,
         usage.completion_tokens or usage.output_tokens or 0,
-        item.cached,
+        item.cached or said.url == elsewhere(item.task_id, 0, "").url,
     )
 
 
@@ -90,19 +95,23 @@ def lost(batch_id: str, number: int, item: Item) -> Ending:
     return Ending(number, End.FAILED, _line(batch_id, number, item, None, error), item.task_id)
 
 
-def usage_of(body: bytes) -> Usage:
-    """Of an answer without one: nothing."""
-    try:
-        return _body.decode(body).usage or _NO_USAGE
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return _NO_USAGE
-
-
 def one_line(body: bytes) -> bytes:
-    """An engine may indent its answers; a line of the output is one line."""
+    """An engine may indent its answers; a line of the output is one line. What cannot be read as JSON becomes a string: one
+    answer must not hold up its batch for ever."""
     if b"\n" not in body and b"\r" not in body:
         return body
-    return msgspec.json.format(body, indent=-1)
+    try:
+        return msgspec.json.format(body, indent=-1)
+    except _UNREADABLE:
+        return msgspec.json.encode(body.decode(errors="replace"))
+
+
+def _said(body: bytes) -> Body:
+    """Of an answer in another shape: nothing."""
+    try:
+        return _body.decode(body)
+    except _UNREADABLE:
+        return _NO_BODY
 
 
 def _line(batch_id: str, number: int, item: Item, response: Any, error: Any) -> bytes:

@@ -1,6 +1,7 @@
 """From lines of the input to open items whose tasks are submitted, in order, as many as there is room for."""
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -19,16 +20,21 @@ from shared import keys
 from shared.batches import End, Fault
 from shared.bus.script import MAX_BYTES
 from shared.clock import monotonic_s, now_ms
-from shared.errors import RequestError
+from shared.errors import MemoryFull, RequestError
 from shared.messages import encode
 from shared.request import Request
 from shared.submit import Submitted
+
+log = logging.getLogger(__name__)
 
 PAGE = 100
 """Items that are submitted and opened together: one script call each."""
 REFUSED_S = (0.2, 1.0)
 """Between two tries after a refusal; drawn at random, so that batches do not come back together."""
 TOO_MANY = 429
+MEMORY_FULL = "memory_full"
+"""Told as ingress tells it. It is no error of the bus here: ends that were gathered must not be forgotten for it, since only their
+segments make room in Redis."""
 
 
 class Ask(Struct):
@@ -54,6 +60,8 @@ class Feeding:
         self._offset, self._line = work.batch.offset, work.batch.lines
         self._next_number = work.batch.fed
         self._most, self._wait_until_s = PAGE, 0.0
+        self._refusal = ""
+        """Code of the one that was logged last."""
         self.over = False
         """All that the file holds was fed."""
         self.ended: list[int] = []
@@ -175,8 +183,8 @@ class Feeding:
         verdicts = await asyncio.gather(*(self._submit(ask) for ask in page), return_exceptions=True)
         items: list[tuple[Item, Submitted | None]] = []
         for ask, verdict in zip(page, verdicts, strict=True):
-            if isinstance(verdict, RequestError) and verdict.status == TOO_MANY:
-                self._refused(verdict, len(items))
+            if refusal := refusal_of(verdict):
+                self._refused(refusal, verdict, len(items))
                 return items
             if isinstance(verdict, RequestError):
                 ask.fault, verdict = Fault(code=str(verdict.code), message=str(verdict), line=ask.line.number), None
@@ -186,17 +194,24 @@ class Feeding:
         self._most = min(PAGE, self._most * 2)
         return items
 
-    def _refused(self, error: RequestError, accepted: int) -> None:
+    def _refused(self, code: str, verdict: object, accepted: int) -> None:
         """Fewer the next time: what is refused was read and sent in vain."""
-        metrics.BATCH_WAITS.labels(str(error.code)).inc()
+        metrics.BATCH_WAITS.labels(code).inc()
+        if code != self._refusal:
+            log.info("%s waits: %s", self._work.batch.id, verdict)
+            self._refusal = code
         self._most = max(1, accepted)
         self._wait_until_s = monotonic_s() + random.uniform(*REFUSED_S)
 
     async def _submit(self, ask: Ask) -> Submitted | None:
-        if ask.request is None or self._work.stop:
-            return None
+        """None: it is not begun, since it cannot or may not be any more."""
         submitter, batch = self._tools.submitter, self._work.batch
-        return await submitter.submit(ask.request, submitter.new_id(ask.request, batch.id.encode(), b"%d" % ask.number))
+        remaining_s = (batch.expires_at_ms - now_ms()) / 1000
+        if ask.request is None or self._work.stop or remaining_s <= 0:
+            return None
+        request = within(ask.request, remaining_s)
+        origin = batch.id.encode(), batch.salt.encode(), b"%d" % ask.number
+        return await submitter.submit(request, submitter.new_id(request, *origin))
 
     def _item(self, ask: Ask, submitted: Submitted | None) -> Item:
         line = ask.line
@@ -208,6 +223,20 @@ class Feeding:
         else:
             item.end = self._work.stop or End.EXPIRED
         return item
+
+
+def refusal_of(verdict: object) -> str:
+    """The code of what is only refused for now; else empty."""
+    if isinstance(verdict, MemoryFull):
+        return MEMORY_FULL
+    return str(verdict.code) if isinstance(verdict, RequestError) and verdict.status == TOO_MANY else ""
+
+
+def within(request: Request, remaining_s: float) -> Request:
+    """The request, in what is left of the window: it may have waited here since it was read."""
+    task = msgspec.structs.replace(request.task, expires_in_s=min(request.task.expires_in_s, remaining_s))
+    fallbacks = tuple(within(way, remaining_s) for way in request.fallbacks)
+    return msgspec.structs.replace(request, task=task, fallbacks=fallbacks)
 
 
 def gone(error: InputGone) -> Fault:

@@ -18,15 +18,15 @@ from shared.clock import monotonic_s
 from shared.ids import new_nonce
 from shared.keys import keys_of
 from shared.lifecycle import State
-from shared.messages import NULL, Reply, encode
+from shared.messages import NULL, Reply, encode, result_in_json
 from shared.record import FIELDS, parse_record
-from shared.routes import ROUTES, Shape
 
 log = logging.getLogger(__name__)
 
 READ = 100
 READ_BYTES = 4 * 1024 * 1024
-"""Replies of one read, and what they may come to, going by the largest of the last ones."""
+"""Replies of one read, and what they may come to, going by the largest of the last ones. The first read is of one: who takes a
+batch over knows nothing of them, and as many may wait as the window has."""
 SEGMENT_ITEMS, SEGMENT_BYTES = 500, 4 * 1024 * 1024
 SEGMENT_S, SEGMENT_GROWTH, LONGEST_SEGMENT_S = 1.0, 0.01, 60.0
 """Age at which a segment is put, and how much older each may get than the one before: a day of a slow batch is 4,000 objects, not
@@ -47,20 +47,18 @@ class Gathering:
         self._tools, self._work, self._again = tools, work, again
         self._stream = keys.reply(reply_name(work.batch.id))
         self._cursor = b"0-0"
-        self._largest = 0
+        self._largest = READ_BYTES
         self._news_s = self._oldest_s = monotonic_s()
         self._segments = work.batch.segments
-        route = ROUTES.get(work.batch.endpoint)
-        self._by_reference = route is not None and route.shape is Shape.LAST
 
     async def take(self) -> bool:
-        """The ends that have come; whether there were any. Raises: BusError."""
+        """The ends that have come; whether there were any. Raises: as `commit`."""
         count = max(1, min(READ, READ_BYTES // max(1, self._largest)))
         found = await self._tools.bus.read("XREAD", "COUNT", count, "STREAMS", self._stream, self._cursor)
         entries: Answer = found[0][1] if found else []
         if entries:
             self._news_s = monotonic_s()
-            self._largest = max(len(value) for _, fields in entries for value in fields)
+            self._largest = max(self._largest // 2, *(len(value) for _, fields in entries for value in fields))
         for entry, fields in entries:
             await self._on_reply(dict(zip(fields[::2], fields[1::2], strict=True)).get(b"reply", b""))
             self._cursor = entry
@@ -70,7 +68,10 @@ class Gathering:
         return bool(entries)
 
     async def look(self, numbers: Sequence[int]) -> None:
-        """At the tasks of these items: what has ended is an end, what is gone is submitted again. Raises: BusError."""
+        """At the tasks of these items: what has ended is an end, what is gone is submitted again.
+
+        Raises: as `commit`.
+        """
         for first in range(0, len(numbers), READ):
             page = [(number, self._work.open[number]) for number in numbers[first : first + READ]]
             states = await asyncio.gather(*(self._state(item.task_id) for _, item in page))
@@ -82,6 +83,7 @@ class Gathering:
                     await self._again(number, item)
                 elif State(state.decode()).terminal:
                     await self._from_hash(number, item)
+                    await self.commit(hurry=False)  # all of a window, with its answers, would be in memory
 
     async def commit(self, *, hurry: bool) -> bool:
         """Put a segment and name it, if there is enough for one, or it is time. `hurry`: nothing is going to be added.
@@ -141,17 +143,16 @@ class Gathering:
         if self._cursor != b"0-0":
             milliseconds, _, number = self._cursor.decode().partition("-")
             await self._tools.bus.commands.call("XTRIM", self._stream, "MINID", f"{milliseconds}-{int(number) + 1}")
-        if not self._by_reference:
-            ids = [ending.task_id for ending in endings if ending.task_id and not ending.cached]
-            ways = (keys_of(id)[0].task(id) for id in ids)
-            await asyncio.gather(*(self._tools.bus.commands.call("PEXPIRE", key, KEPT_MS, "LT") for key in ways))
+        ids = [ending.task_id for ending in endings if ending.task_id and not ending.kept]
+        ways = (keys_of(id)[0].task(id) for id in ids)
+        await asyncio.gather(*(self._tools.bus.commands.call("PEXPIRE", key, KEPT_MS, "LT") for key in ways))
 
     async def _on_reply(self, data: bytes) -> None:
         """A reply for no open item is a repeat, or a stranger's."""
         try:
             reply = _reply.decode(data)
             state = State(reply.status)
-        except (msgspec.DecodeError, ValueError):
+        except (msgspec.DecodeError, ValueError, RecursionError):
             log.warning("%s: an entry of %s is no reply", self._work.batch.id, self._stream)
             return
         number = self._work.numbers.get(reply.id)
@@ -170,14 +171,17 @@ class Gathering:
         key = keys_of(item.task_id)[0].task(item.task_id)
         *values, result = await self._tools.bus.read("HMGET", key, *FIELDS, "result")
         record = parse_record(values)
+        finished = record.finished if record is not None else None
+        error = next((said.error for said in (reply, finished) if said is not None and said.error is not None), None)
         batch_id = self._work.batch.id
         if record is not None and not record.state.terminal:  # somebody else's word for it
             return
         if record is not None and (result or record.state not in (State.COMPLETED, State.FAILED)):
-            self._add(answered(batch_id, number, item, record.state, record.status, result or b""))
-        elif reply is not None and reply.error is not None:
-            error = encode({"error": reply.error})
-            self._add(answered(batch_id, number, item, State.FAILED, 500, error))
+            kind = finished.content_type if finished is not None else ""
+            body = bytes(result_in_json(item.task_id, result, kind)) if result else b""
+            self._add(answered(batch_id, number, item, record.state, record.status, body))
+        elif error is not None:
+            self._add(answered(batch_id, number, item, State.FAILED, 500, encode({"error": error})))
         else:
             self._add(lost(batch_id, number, item))
 

@@ -11,7 +11,7 @@ from services.scheduler.batches.items import reply_name
 from services.scheduler.batches.scripts import lease
 from services.scheduler.batches.work import Tools
 from shared import keys
-from shared.batches import Fence
+from shared.batches import Fence, Status
 from shared.clock import monotonic_s, now_ms
 from shared.errors import BatchNotFound, BusError
 from shared.ids import new_nonce
@@ -21,7 +21,10 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 0.5
 MOST_HELD = 100
-"""Batches that a scheduler feeds at once. The others wait, the longest first."""
+"""Batches that a scheduler feeds at once. The others wait, the longest first; a tenant has no more places than it leaves free, so
+that its batches, which may have to wait for days, keep nobody else's from beginning. They share one window anyway."""
+CROWDED_MS = 30_000
+"""Until a batch whose tenant has its places is looked at again: it must not hide those behind it."""
 SWEPT_MS = 600_000
 """From the end of a batch: replies that come later than that were lost for good. Then its reply stream goes once more."""
 MADE_MS = 60_000
@@ -29,6 +32,7 @@ MADE_MS = 60_000
 
 
 class Held(Struct):
+    tenant: str
     feeder: Feeder
     fence: Fence
     running: asyncio.Task[None]
@@ -78,18 +82,30 @@ class Holder:
         )
         for batch_id in (name.decode() for name in due):
             if batch_id not in self._held and len(self._held) < MOST_HELD:
-                await self._take(batch_id)
+                tenant = await self._tenant(batch_id)
+                if self._places(tenant) < MOST_HELD - len(self._held):
+                    await self._take(batch_id, tenant)
+                else:
+                    await self._put_off(batch_id, CROWDED_MS)
         self._measure()
 
     def window(self, batch_id: str) -> int:
         """A tenant's batches share its window, so that many are no more than one."""
-        tenants = {id: held.feeder.batch.tenant for id, held in self._held.items() if held.feeder.batch is not None}
-        alike = list(tenants.values()).count(tenants.get(batch_id, ""))
-        return max(1, self._tools.config.limits.batch_window // max(1, alike))
+        alike = self._places(self._held[batch_id].tenant) if batch_id in self._held else 1
+        return max(1, self._tools.config.limits.batch_window // alike)
 
     # -- parts
 
-    async def _take(self, batch_id: str) -> None:
+    async def _tenant(self, batch_id: str) -> str:
+        """Of a batch that goes on; else empty, and it is only swept. Raises: BusError."""
+        state = keys.batch(batch_id, "state")
+        status, tenant = await self._tools.bus.read("HMGET", state, "status", "tenant")
+        return "" if status is None or Status(status.decode()).terminal else str(tenant, "utf-8")
+
+    def _places(self, tenant: str) -> int:
+        return [held.tenant for held in self._held.values()].count(tenant)
+
+    async def _take(self, batch_id: str, tenant: str) -> None:
         """Unless another one holds it. One that has ended is swept away."""
         nonce = new_nonce()
         verdict, _, epoch = (await lease(self._tools.bus, batch_id, nonce, self._lease_ms)).partition(" ")
@@ -97,7 +113,7 @@ class Holder:
             case "held":
                 fence = Fence(int(epoch), nonce)
                 feeder = Feeder(self._tools, batch_id, fence, lambda: self.window(batch_id))
-                self._held[batch_id] = Held(feeder, fence, asyncio.create_task(feeder.run()), monotonic_s())
+                self._held[batch_id] = Held(tenant, feeder, fence, asyncio.create_task(feeder.run()), monotonic_s())
                 await self._put_off(batch_id, self._lease_ms)
             case "taken":
                 await self._put_off(batch_id, self._lease_ms // 3)

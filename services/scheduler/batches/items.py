@@ -1,6 +1,9 @@
 """A line of a batch's input, read: a request that can be submitted, or what is wrong with it."""
 
 import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -18,10 +21,15 @@ from shared.reading import read
 from shared.request import Request
 from shared.routing import choose
 
+log = logging.getLogger(__name__)
+
 LONGEST_ID = 512
 """Characters of a custom_id: it is kept in Redis while its item is open."""
 ROOM_BYTES = 16 * 1024
 """What a line may have beside its body."""
+
+
+MESSAGE_CHARS = 500
 
 
 class Entry(Struct):
@@ -100,14 +108,12 @@ class Reader:
     def check(self, line: Line) -> tuple[str, str]:
         """custom_id and model of a line; most of what `request` finds, at a fraction of its cost. Raises: Refused."""
         entry = self._entry(line)
-        try:
+        with self._told_of(line):
             peek = peek_into(self._batch.endpoint, bytes(entry.body), "", prefix="body")
             if peek.stream:
-                raise InvalidRequest("`stream` is true; items of a batch do not stream.", param="body.stream")
+                raise _streams()
             model = model_of(self._config, peek)
             choose(self._config.policy, self._config.pools, model, "")
-        except RequestError as error:
-            raise Refused(fault_of(error, line.number)) from None
         return entry.custom_id, model
 
     def request(self, line: Line, expires_in_s: float) -> Request:
@@ -120,14 +126,24 @@ class Reader:
             "reply_to": reply_name(batch.id),
             "expires_in": min(expires_in_s, self._config.limits.waiting_s),
         }
-        try:
+        with self._told_of(line):
             data = msgspec.json.encode(envelope)
             asked = request.from_json(self._config, self._payer, data, origin=f"{batch.id} {entry.custom_id}")
             if asked.task.streamed:
-                raise InvalidRequest("`stream` is true; items of a batch do not stream.", param="body.stream")
+                raise _streams()
+        return asked
+
+    @contextmanager
+    def _told_of(self, line: Line) -> Iterator[None]:
+        """What a line breaks is a fault of that line: it never stops those behind it. Raises: Refused."""
+        try:
+            yield
         except RequestError as error:
             raise Refused(fault_of(error, line.number)) from None
-        return asked
+        except Exception as error:
+            log.exception("line %d of %s cannot be made a request", line.number, self._batch.id)
+            message = f"The line cannot be made a request: {error!r}"[:MESSAGE_CHARS]
+            raise Refused(Fault(code=InvalidRequest.code, message=message, line=line.number)) from None
 
     def _entry(self, line: Line) -> Entry:
         """Raises: Refused."""
@@ -163,6 +179,11 @@ def duplicate(custom_id: str, line: int) -> Fault:
 
 def fault_of(error: RequestError, line: int) -> Fault:
     return Fault(code=str(error.code), message=str(error), param=error.param, line=line)
+
+
+def _streams() -> InvalidRequest:
+    message = "The line asks for a stream (`stream`, of a speech `stream_format`); items of a batch do not stream."
+    return InvalidRequest(message, param="body.stream")
 
 
 def _unreadable(error: InvalidRequest, line: int) -> Fault:

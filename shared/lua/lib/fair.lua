@@ -97,6 +97,12 @@ local function charge_back(task, refund, now)
   if tag > now then redis.call('ZADD', rested, tag, task.tenant) else redis.call('ZREM', rested, task.tenant) end
 end
 
+-- Tokens that nobody has counted: a chunk is a token or a few; without chunks, as it was charged when it was handed out.
+local function estimated(task)
+  if task.last > 0 then return task.tokens_in + task.last end
+  return math.floor(tonumber(string.match(task.charge, '^%S+')) or 0)
+end
+
 -- A task has ended: what it was charged when it was handed out, against what it used; and what it says of the next ones.
 local function settle(task, used, ran_ms)
   local charged, weight = string.match(task.charge, '^(%S+) (%S+)$')

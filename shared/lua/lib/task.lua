@@ -112,8 +112,8 @@ local function end_as(task, word, tokens)
   local error = cjson.encode({message = kind.message, type = kind.type, code = kind.code})
   local finished = string.format('{"type":"finished.v1","attempt":%d,"last":%d,"state":"%s","status":%d,"streamed":%s,' ..
     '"error":', task.attempt, task.last, kind.state, kind.status, tostring(task.last > 0)) .. error .. '}'
-  local used = math.max(tonumber(tokens) or 0, task.last > 0 and task.tokens_in + task.last or 0)  -- a chunk is a token or a few
-  if used == 0 and task.state == 'processing' then used = math.floor(tonumber(string.match(task.charge, '^%S+')) or 0) end
+  local used = tonumber(tokens) or 0
+  if task.last > 0 or used == 0 and task.state == 'processing' then used = math.max(used, estimated(task)) end
   end_task(task, kind.state, kind.status, '{"error":' .. error .. '}', finished, used)
   redis.call('HDEL', task.key, 'owner')
 end

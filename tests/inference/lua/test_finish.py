@@ -69,6 +69,32 @@ async def test_tail_that_does_not_join_is_refused_with_what_was_written(bus: Bus
     assert await finish_one(bus, owner, ending(hand, 3, 3)) == "ok"
 
 
+@pytest.mark.parametrize(
+    ("chunks", "state", "tokens", "used"),
+    [
+        (0, State.COMPLETED, 0, "as charged"),
+        (3, State.COMPLETED, 0, "prompt and chunks"),
+        (3, State.FAILED, 0, "prompt and chunks"),
+        (0, State.FAILED, 0, "nothing"),
+        (3, State.COMPLETED, 7, "as counted"),
+    ],
+)
+async def test_what_its_engine_does_not_count_is_estimated(
+    bus: Bus, chunks: int, state: State, tokens: int, used: str
+) -> None:
+    owner = await tasks.worker(bus)
+    await tasks.admitted(bus, tokens_in=100, tokens_out=300)
+    await dispatch(bus, SHARD, tasks.CONFIG)
+    (hand,) = await tasks.hands(bus, owner)
+    await start(bus, owner, [hand])
+    assert await finish_one(bus, owner, ending(hand, 1, chunks, state=state, tokens=tokens)) == "ok"
+    fields = await tasks.fields(bus, hand.id)
+    charged = int(float(fields["charge"].split()[0]))
+    assert charged > 103
+    expected = {"as charged": charged, "prompt and chunks": 100 + chunks, "nothing": 0, "as counted": tokens}[used]
+    assert int(fields["used"]) == expected
+
+
 async def test_rival_nonce_is_fenced_and_ends_nothing(bus: Bus) -> None:
     owner = await tasks.worker(bus)
     hand = await tasks.running(bus, owner)

@@ -141,6 +141,19 @@ async def test_last_failure_ends_the_task_with_the_engines_error_and_a_dead_lett
     assert 0 < await tasks.ttl_ms(bus, SHARD.task(hand.id)) <= 600_000
 
 
+@pytest.mark.parametrize(("chunks", "tokens", "used"), [(3, 0, 3), (0, 0, 0), (3, 20, 20)])
+async def test_last_failure_is_charged_its_chunks_if_its_engine_counts_no_tokens(
+    bus: Bus, chunks: int, tokens: int, used: int
+) -> None:
+    owner = replace(await tasks.worker(bus), limits=NO_FAILURES)
+    hand = await tasks.running(bus, owner)
+    prompt = int((await tasks.fields(bus, hand.id))["tokens_in"])
+    last = replace(given_up(hand, 1, chunks, charge="failure"), tokens=tokens)
+    assert await release_one(bus, owner, last) == "failed"
+    estimated = prompt if chunks and not tokens else 0
+    assert int((await tasks.fields(bus, hand.id))["used"]) == estimated + used
+
+
 async def test_task_whose_engines_die_is_quarantined_at_the_limit(bus: Bus) -> None:
     owner = await tasks.worker(bus)
     hand = await tasks.running(bus, owner)

@@ -4,14 +4,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from services.scheduler.batches import feeder, gathering
+from services.inference.scripts import Ending, Hand
+from services.scheduler.batches import feeder, feeding, gathering
+from services.scheduler.batches.gathering import Gathering
+from services.scheduler.batches.items import Item
+from services.scheduler.batches.work import read_work
 from services.scheduler.scripts import due
 from shared import keys
-from shared.batches import Batch, Batches, End, Status, file_id_of, move
+from shared.batches import Batch, Batches, End, Status, file_id_of, move, new_id
 from shared.bus.client import Bus
+from shared.bus.connection import Arg, Reply
+from shared.clock import now_ms
 from shared.config import Config, Limits
+from shared.errors import MemoryFull, TenantFull
+from shared.lifecycle import State
+from shared.messages import Finished, encode
 from shared.policy import Live, Policy, Tenant
+from shared.request import Request
+from shared.submit import Submitted, Submitter
 from tests.support import batches, tasks
 from tests.support.batches import FAILS, Engine, Fate, MortalBus, fed, line, made, nothing_left, read_lines, tools
 
@@ -142,6 +154,61 @@ async def test_full_shard_is_waited_for(bus: Bus, tmp_path: Path) -> None:
     assert (await read(bus, batch)).ended[End.COMPLETED] == 12
 
 
+async def test_full_redis_is_waited_for_while_what_has_ended_goes_to_the_files(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only that makes room: until a segment is named, nothing more is taken."""
+    monkeypatch.setattr(gathering, "SEGMENT_S", 0.2)
+    monkeypatch.setattr(feeding, "REFUSED_S", (0.0, 0.0))
+    batch = await made(bus, tmp_path, [line(n) for n in range(20)])
+    accepted: set[str] = set()
+
+    class Full(Submitter):
+        async def submit(self, request: Request, task_id: str) -> Submitted:
+            ended = await bus.commands.call("HGET", keys.batch(batch.id, "state"), End.COMPLETED)
+            if len(accepted) >= 4 and not int(ended or 0):
+                raise MemoryFull("Redis uses 90% of its maxmemory")
+            accepted.add(task_id)
+            return await super().submit(request, task_id)
+
+    await fed(bus, replace(tools(bus, tmp_path), submitter=Full(bus, batches.CONFIG)), batch.id)
+    assert (await read(bus, batch)).ended[End.COMPLETED] == len(accepted) == 20
+
+
+@pytest.mark.parametrize(("waited_s", "completed"), [(1800, 6), (7200, 0)], ids=["in its window", "for longer"])
+async def test_task_that_was_refused_for_a_while_has_only_the_rest_of_the_window(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited_s: int, completed: int
+) -> None:
+    shift_ms, told = 0, list[float]()
+    monkeypatch.setattr(feeding, "now_ms", lambda: now_ms() + shift_ms)
+    monkeypatch.setattr(feeding, "REFUSED_S", (0.0, 0.0))
+    batch = await made(bus, tmp_path, [line(n) for n in range(6)], window_s=3600)
+
+    class Refusing(Submitter):
+        async def submit(self, request: Request, task_id: str) -> Submitted:
+            nonlocal shift_ms
+            if not shift_ms:
+                shift_ms = waited_s * 1000
+                raise TenantFull("acme", 1)
+            told.append(request.task.expires_in_s)
+            return await super().submit(request, task_id)
+
+    await fed(bus, replace(tools(bus, tmp_path), submitter=Refusing(bus, batches.CONFIG)), batch.id)
+    ended = (await read(bus, batch)).ended
+    assert (ended[End.COMPLETED], ended[End.EXPIRED]) == (completed, 6 - completed)
+    assert max(told, default=0) <= 3600 - waited_s or not completed
+
+
+async def test_ids_of_tasks_do_not_follow_from_the_key_of_their_batch(bus: Bus, tmp_path: Path) -> None:
+    ran: list[set[str]] = []
+    for _ in range(2):
+        batch = await made(bus, tmp_path, LINES, key="daily")
+        assert batch.id == new_id("acme", "daily")
+        ran.append(set((await fed(bus, tools(bus, tmp_path), batch.id)).ran))
+        await bus.commands.call("FLUSHALL")
+    assert ran[0].isdisjoint(ran[1])
+
+
 @pytest.mark.parametrize(
     ("lines", "codes"),
     [
@@ -264,19 +331,105 @@ async def expire_all(bus: Bus) -> None:
     await due(bus, tasks.SHARD, tasks.LIMITS)
 
 
+class Silent(Engine):
+    """Its replies are lost."""
+
+    async def serve(self) -> None:
+        await self._run()
+        await self._bus.commands.call("DEL", tasks.SHARD.outbox)
+
+
 async def test_end_whose_reply_was_lost_is_found_by_a_look_at_the_task(
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gathering, "SILENCE_S", 0.05)
     batch = await made(bus, tmp_path, LINES)
-
-    class Forgetful(Engine):
-        async def serve(self) -> None:
-            await self._run()
-            await bus.commands.call("DEL", tasks.SHARD.outbox)
-
-    await fed(bus, tools(bus, tmp_path), batch.id, engine=Forgetful(bus))
+    await fed(bus, tools(bus, tmp_path), batch.id, engine=Silent(bus))
     await whole(bus, tmp_path, batch)
+
+
+async def test_what_a_look_finds_goes_to_the_files_bit_by_bit(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("SILENCE_S", 0.05),
+        ("SEGMENT_ITEMS", 3),
+        ("SEGMENT_S", 3600.0),
+        ("LONGEST_SEGMENT_S", 3600.0),
+    ):
+        monkeypatch.setattr(gathering, name, value)
+    batch = await made(bus, tmp_path, [line(n) for n in range(16)])
+    await fed(bus, tools(bus, tmp_path), batch.id, engine=Silent(bus))
+    objects = batches.files(bus, tmp_path).objects
+    segments = [await objects.get(key) async for key in objects.list(f"batches/{batch.id}/")]
+    assert sum(data.count(b"\n") for data in segments) == 16
+    assert max(data.count(b"\n") for data in segments) == 3
+
+
+@pytest.mark.parametrize("base", [Engine, Silent], ids=["from the reply", "from the task"])
+async def test_answer_that_is_not_json_stands_in_its_line_by_reference_and_its_task_is_kept(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: type[Engine]
+) -> None:
+    monkeypatch.setattr(gathering, "SILENCE_S", 0.05)
+    monkeypatch.setattr(gathering, "KEPT_MS", 60_000)
+    batch = await made(bus, tmp_path, [line(n) for n in range(3)])
+
+    class Painting(base):  # type: ignore[misc, valid-type]
+        def ending(self, hand: Hand, body: bytes) -> Ending:
+            said = Finished(attempt=1, last=0, state=State.COMPLETED, status=200, content_type="image/png")
+            return replace(tasks.ending(hand, 1, 0), result=b"\x89PNG\n", finished=encode(said))
+
+    engine = await fed(bus, tools(bus, tmp_path), batch.id, engine=Painting(bus))
+    output = await read_lines(bus, tmp_path, batch.id, "output")
+    assert {said["response"]["body"]["url"] for said in output} == {f"/v1/tasks/{id}/result" for id in engine.ran}
+    assert {said["response"]["body"]["bytes"] for said in output} == {5}
+    assert min([await tasks.ttl_ms(bus, tasks.SHARD.task(id)) for id in engine.ran]) > gathering.KEPT_MS
+
+
+async def test_failure_that_only_its_task_tells_has_the_reason(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gathering, "SILENCE_S", 0.05)
+    batch = await made(bus, tmp_path, [line(0, FAILS), line(1)])
+
+    class Wordless(Silent):
+        def ending(self, hand: Hand, body: bytes) -> Ending:
+            ending = super().ending(hand, body)
+            return replace(ending, result=b"") if ending.state is State.FAILED else ending
+
+    await fed(bus, tools(bus, tmp_path), batch.id, engine=Wordless(bus))
+    assert batches.codes(await read_lines(bus, tmp_path, batch.id, "errors")) == {"item-0": "told_to"}
+
+
+class Reading(Bus):
+    """Remembers how many entries each XREAD gave."""
+
+    taken: list[int]
+
+    async def read(self, *command: Arg) -> Reply:
+        answer = await super().read(*command)
+        if command[0] == "XREAD" and answer:
+            self.taken.append(len(answer[0][1]))
+        return answer
+
+
+@pytest.mark.parametrize(("size", "taken"), [(900, [1] * 20), (10, [1, 2, 4, 8, 5])], ids=["large", "small"])
+async def test_successor_reads_no_more_replies_at_once_than_may_be_in_memory(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, taken: list[int]
+) -> None:
+    monkeypatch.setattr(gathering, "READ_BYTES", 1000)
+    async with Reading(redis_url, name="reading") as bus:
+        bus.taken = []
+        batch, kit = await made(bus, tmp_path, LINES), tools(bus, tmp_path)
+        for _ in range(20):
+            await bus.commands.call("XADD", keys.reply(f"batch.{batch.id}"), "*", "reply", "x" * size)
+
+        async def again(number: int, item: Item) -> None: ...
+
+        gatherer = Gathering(kit, await read_work(kit, batch.id, await batches.held(bus, batch.id)), again)
+        while await gatherer.take():
+            pass
+        assert bus.taken == taken
 
 
 LOSE = """
@@ -315,6 +468,7 @@ async def test_reply_that_comes_twice_or_from_a_stranger_counts_for_nothing(bus:
             for _, fields in await tasks.entries(bus, stream):
                 await bus.commands.call("XADD", stream, "*", "reply", fields[b"reply"])
                 await bus.commands.call("XADD", stream, "*", "reply", b'{"type":"reply.v1"', "x", "y")
+                await bus.commands.call("XADD", stream, "*", "reply", b'{"type":"reply.v1","context":' + b"[" * 5000)
                 forged = '{"type":"reply.v1","event":"e","id":"smol.0.0.0.x","status":"completed","result":{}}'
                 await bus.commands.call("XADD", stream, "*", "reply", forged)
                 break

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.scheduler.batches import feeder
+from services.scheduler.batches import feeder, holder
 from services.scheduler.batches.holder import Holder
 from shared import keys
 from shared.batches import Batch, Batches, Status
@@ -96,6 +96,22 @@ async def test_batches_of_a_tenant_share_its_window(bus: Bus, tmp_path: Path) ->
     assert {each.window(batch.id) for batch in some} == {batches.CONFIG.limits.batch_window // 2}
     for batch in some:
         await each._let_go(batch.id)
+
+
+async def test_tenant_with_many_batches_leaves_places_to_others(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holder, "MOST_HELD", 4)
+    for _ in range(7):
+        await made(bus, tmp_path, LINES)
+    late = await made(bus, tmp_path, LINES, tenant="other")
+    each = Holder(tools(bus, tmp_path))
+    for _ in range(3):
+        await each.look()
+    assert [held.tenant for held in each._held.values()] == ["acme", "acme", "other"]
+    assert late.id in each._held
+    for batch_id in list(each._held):
+        await each._let_go(batch_id)
 
 
 async def test_what_ended_is_forgotten_after_a_while_with_replies_that_came_late(

@@ -6,12 +6,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from services.scheduler.batches import items
 from services.scheduler.batches.endings import answered, one_line
 from services.scheduler.batches.items import Item, Reader, Refused, custom_id_of, longest_line
 from services.scheduler.batches.lines import Line
+from shared import request
 from shared.batches import End
 from shared.bus.client import Bus
 from shared.lifecycle import Lane, State
+from shared.messages import elsewhere
+from shared.routes import SPEECH
 from tests.support import tasks
 from tests.support.batches import CHAT, CONFIG, line, made
 
@@ -66,6 +70,31 @@ async def test_faulty_line_says_what_is_wrong(reader: Reader, text: bytes | None
         assert fault.message
 
 
+async def test_a_line_that_breaks_its_reader_is_a_fault_of_that_line(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(request, "from_json", broken)
+    monkeypatch.setattr(items, "peek_into", broken)
+    for read in (reader.check, lambda given: reader.request(given, 60)):
+        with pytest.raises(Refused, match="unforeseen") as refused:
+            read(of(line(1)))
+        fault = refused.value.fault
+        assert (fault.code, fault.line) == ("invalid_request", 7)
+
+
+async def test_a_speech_of_a_batch_does_not_stream_either(bus: Bus, tmp_path: Path) -> None:
+    body = {"model": tasks.MODEL, "input": "do", "stream_format": "sse"}
+    text = line(1, url=SPEECH, body=body)
+    batch = await made(bus, tmp_path, [text])
+    reader = Reader(CONFIG, msgspec.structs.replace(batch, endpoint=SPEECH))
+    for read in (reader.check, lambda given: reader.request(given, 60)):
+        with pytest.raises(Refused, match="do not stream"):
+            read(of(text))
+
+
 async def test_custom_id_is_read_from_faulty_lines_too() -> None:
     assert custom_id_of(of(line(1, method="GET"))) == "item-1"
     for text in (b"{", line(1, custom_id=5), line(1, custom_id=""), None):
@@ -98,3 +127,20 @@ def test_tokens_are_read_from_answers_of_either_family(usage: Any, tokens: tuple
 def test_answer_that_is_indented_becomes_one_line() -> None:
     assert one_line(b'{\n  "a": "b c",\r\n  "d": [1, 2]\n}') == b'{"a":"b c","d":[1,2]}'
     assert one_line(b'{"a": 1}') == b'{"a": 1}'
+
+
+@pytest.mark.parametrize("body", [b"ID3\n\xff\xfb", b"[" * 5000 + b"\n"], ids=["no JSON", "deep"])
+def test_answer_that_cannot_be_read_is_a_string_in_its_line(body: bytes) -> None:
+    ending = answered("batch_x", 1, Item(1, 0, 1, "a", "t"), State.COMPLETED, 200, body)
+    assert ending.line.count(b"\n") == 1
+    assert msgspec.json.decode(ending.line)["response"]["body"] == body.decode(errors="replace")
+
+
+def test_task_is_kept_while_its_line_only_says_where_the_answer_is() -> None:
+    item = Item(1, 0, 1, "a", "smol.0.0.0.x")
+    for body, kept in (
+        (elsewhere(item.task_id, 5, "image/png"), True),
+        (elsewhere("another", 5, ""), False),
+        ({}, False),
+    ):
+        assert answered("batch_x", 1, item, State.COMPLETED, 200, msgspec.json.encode(body)).kept is kept

@@ -246,6 +246,19 @@ async def test_task_that_is_tried_again_is_charged_once(bus: Bus) -> None:
     assert await tag(bus, "a") == 50
 
 
+async def test_task_whose_tokens_nobody_counts_keeps_its_charge(bus: Bus) -> None:
+    owner = await tasks.worker(bus)
+    for _ in range(2):
+        await tasks.admitted(bus, tenant="a", tokens_in=100, tokens_out=300)
+    await dispatch(bus, SHARD, CONFIG, 1)
+    (hand,) = await tasks.hands(bus, owner)
+    await start(bus, owner, [hand])
+    before = await tag(bus, "a")
+    assert before > 100
+    await tasks.finish_one(bus, owner, tasks.ending(hand, 1, 0, tokens=0))
+    assert await tag(bus, "a") == before
+
+
 async def test_waiting_task_that_is_cancelled_costs_nothing(bus: Bus) -> None:
     owner = await tasks.worker(bus)
     await tasks.admitted(bus, tenant="a")

@@ -15,6 +15,7 @@ from shared.bus.client import Bus
 from shared.bus.cursor import Cursor, entry_id
 from shared.bus.subscription import Phase, Subscription
 from shared.bus.tail import Tail
+from shared.discard import discard
 from shared.keys import reader_group
 from shared.lifecycle import State
 from shared.messages import Pending, Started, decode_event
@@ -160,6 +161,18 @@ async def test_unknown_task_is_told_and_the_subscription_ends(bus: Bus, tail: Ta
     subscription.open()
     await wait_until(lambda: subscription.phase is Phase.ENDED, "it has ended")
     assert (sink.synced, sink.events) == ([None], [])
+    assert tail._tasks == {}
+
+
+async def test_a_task_whose_end_was_discarded_is_gone_for_whoever_asks(bus: Bus, tail: Tail, owner: Owner) -> None:
+    hand = await tasks.ended(bus, owner, chunks=3)
+    assert await discard(bus, hand.id) == "discarded"
+    sink = Recorder()
+    subscription = Subscription(bus, tail, hand.id, sink)
+    subscription.open()
+    await wait_until(lambda: sink.synced, "the task is told")
+    await wait_until(lambda: subscription.phase is not Phase.SYNCING, "it is over, or it waits")
+    assert (subscription.phase, sink.synced, sink.events) == (Phase.ENDED, [None], [])
     assert tail._tasks == {}
 
 
