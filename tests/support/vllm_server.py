@@ -39,7 +39,7 @@ def vllm_server(folder: Path, options: Mapping[str, Scalar] = {}) -> Iterator[st
         return False
 
     try:
-        wait_blocking(answers, "vLLM's server answers", timeout_s=120)
+        wait_blocking(answers, "vLLM's server answers", timeout_s=170)
         yield url
     finally:
         below = descendants(process.pid)
