@@ -14,6 +14,7 @@ HeadraceError
     ResponseNotFound      404  unknown, deleted, expired, or not to be kept
     NotEnded              409  the task has no result yet
     DeadLetterNotFound    404  unknown, dropped, or requeued
+    BodyGone              410  the body of a dead letter is not kept any more
     BatchNotFound         404  unknown, or expired
     FileNotFound          404  unknown, deleted, or expired
     ModelNotFound         404  no pool serves the model
@@ -149,6 +150,16 @@ class DeadLetterNotFound(RequestError):
 
     def __init__(self, letter: str) -> None:
         super().__init__(f"There is no dead letter {letter[:80]!r}; it may have been requeued or dropped.", param="id")
+
+
+class BodyGone(RequestError):
+    status, code = 410, "body_gone"
+
+    def __init__(self, letter: str) -> None:
+        super().__init__(
+            f"The body of the dead letter {letter} was too large for Redis, and the object store has it no more. Drop the letter.",
+            param="id",
+        )
 
 
 class ModelNotFound(RequestError):

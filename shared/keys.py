@@ -25,8 +25,11 @@ BATCHES = f"{PREFIX}batches"
 FILES = f"{PREFIX}files"
 """zset | every file, begun or whole, by when it is gone, Unix ms | shared/files.py | scheduler, which removes it then."""
 
+OBJECTS = f"{PREFIX}objects"
+"""zset | objects of tasks, by when somebody must look whether their task is still there, Unix ms | shared/large.py | scheduler."""
+
 WEBHOOKS = f"{PREFIX}{{webhooks}}"
-"""stream | deliveries to webhooks that are to be tried at once | notifier, put_off's twin promote | notifier, group `webhooks`."""
+"""stream | deliveries to webhooks that are to be tried at once | notifier, promote, scheduler, ingress | notifier, group `webhooks`."""
 WEBHOOKS_LATER = f"{WEBHOOKS}:later"
 """zset | deliveries that wait for their next try, by when it is due, Unix ms | put_off | promote."""
 WEBHOOKS_GONE = f"{WEBHOOKS}:gone"

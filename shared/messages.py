@@ -23,6 +23,8 @@ from msgspec import Raw, Struct
 from shared.errors import ErrorBody
 from shared.lifecycle import Lane, State
 
+JSON = "application/json"
+
 NULL = Raw(b"null")
 """No value, in a field that holds JSON as it came: msgspec has no optional Raw."""
 
@@ -40,6 +42,13 @@ class Response(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Id of the response that it follows; what was said there stands in the body."""
     kept: bool = True
     """It may be asked for again."""
+
+
+class Stored(Struct, frozen=True, kw_only=True):
+    """An object of a task: its body or its answer, too large for Redis (shared/large.py)."""
+
+    name: str
+    bytes: int
 
 
 class Task(Message, frozen=True, kw_only=True, omit_defaults=True, tag="task.v1"):
@@ -89,6 +98,10 @@ class Task(Message, frozen=True, kw_only=True, omit_defaults=True, tag="task.v1"
     """Of the body, as HTTP says it; empty: JSON."""
     response: Response | None = None
     """With requests to the Responses API only."""
+    shared: bool = False
+    """Its answer may be given to other tasks (shared/cache.py), which outlive it: so that stays in Redis."""
+    stored: Stored | None = None
+    """The body, if it is not beside this."""
 
 
 class Pending(Message, frozen=True, kw_only=True, omit_defaults=True, tag="pending.v1"):
@@ -146,16 +159,18 @@ class Finished(Message, frozen=True, kw_only=True, omit_defaults=True, tag="fini
     content_type: str = ""
     """Of the result, as HTTP says it; empty: JSON. cache.lua finds it by its place: right before the result."""
     result: Raw = NULL
-    """The result, when it is JSON, not streamed and at most INLINE_RESULT_BYTES; else it is in the hash."""
+    """The result, when it is JSON, not streamed and at most INLINE_RESULT_BYTES; else it is in the hash, or `stored`."""
     error: ErrorBody | None = None
     finish_reason: str | None = None
     usage: Raw = NULL
     cache: str = ""
     """`hit` or `followed`: it is the answer of another task."""
+    stored: Stored | None = None
+    """The result, if it is neither here nor in the hash."""
 
 
 class Elsewhere(Struct, frozen=True):
-    """Stands in JSON for a result that is none."""
+    """Stands in JSON for a result that is none, or is too large for Redis."""
 
     content_type: str
     bytes: int
@@ -182,7 +197,7 @@ class Reply(Message, frozen=True, kw_only=True, omit_defaults=True, tag="reply.v
     model: str = ""
     user: str = ""
     result: Raw = NULL
-    """The engine's answer; if that is not JSON, where it is (Elsewhere)."""
+    """The engine's answer; if that is not JSON, or too large for Redis, where it is (Elsewhere)."""
     text: str | None = None
     """The text of the first choice, for readers that want nothing else."""
     error: ErrorBody | None = None
@@ -240,16 +255,35 @@ class Announcement(Message, frozen=True, kw_only=True, omit_defaults=True, tag="
     """closed, half_open or open; empty: the engine is in the worker's process and has none."""
 
 
-def result_in_json(task_id: str, result: bytes, content_type: str) -> Raw:
-    """A result for a reader of JSON."""
-    return Raw(encode(elsewhere(task_id, len(result), content_type))) if content_type else Raw(result)
+def result_in_json(task_id: str, result: bytes, finished: Finished | None) -> Raw:
+    """A result for a reader of JSON. `result`: what the hash has of it; empty: nothing."""
+    stored = finished.stored if finished is not None else None
+    kind = finished.content_type if finished is not None else ""
+    if stored is not None or (kind and result):
+        return Raw(encode(elsewhere(task_id, len(result) if stored is None else stored.bytes, kind)))
+    return Raw(result) if result else NULL
 
 
 def elsewhere(task_id: str, size: int, content_type: str) -> Elsewhere:
-    return Elsewhere(content_type, size, f"/v1/tasks/{task_id}/result")
+    return Elsewhere(content_type or JSON, size, f"/v1/tasks/{task_id}/result")
 
+
+def is_json_elsewhere(task_id: str, said: Raw) -> bool:
+    """Of a result in JSON: it only says where the result is, which is JSON too, and too large for Redis."""
+    if len(said) > LONGEST_PLACE:
+        return False
+    try:
+        place = _elsewhere.decode(said)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return place == elsewhere(task_id, place.bytes, JSON)
+
+
+LONGEST_PLACE = 300
+"""Bytes of what says where a result is, with the id of its task; whatever is longer need not be read."""
 
 _encoder = msgspec.json.Encoder()
+_elsewhere = msgspec.json.Decoder(Elsewhere)
 _events: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _tasks: msgspec.json.Decoder[Task] = msgspec.json.Decoder(Task)
 _deliveries: msgspec.json.Decoder[Delivery] = msgspec.json.Decoder(Delivery)

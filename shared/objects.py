@@ -6,6 +6,10 @@ request for each piece and holds no connection between them: a slow client costs
 In a folder, a write is on the disk (fsync) when it is acknowledged, and a writer that was killed leaves a hidden part, which
 `forget_parts` removes. Of a bucket both is the store's own business: it keeps what it has acknowledged, and its lifecycle rules
 remove uploads that were never completed.
+
+The folder is made at the start, and never again: one that is gone later, or lies below another mount, was unmounted, and what went
+there would be hidden by the next mount. Mounts are told apart by their places, not by the numbers of their file systems: a network
+file system may have another one after each mount.
 """
 
 import asyncio
@@ -21,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, S3Store
+from prometheus_client import Counter, Histogram
 
 from shared.clock import now_ms
 from shared.errors import ConfigError, ObjectMissing, StoreUnavailable
@@ -40,6 +45,11 @@ SERVER_SAYS = re.compile(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>")
 UNFINISHED = re.compile(r".+#\d+")
 """The name of a hidden part in a folder."""
 
+SECONDS = Histogram("hr_object_seconds", "Of a call to the object store", ("operation",),
+                    buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30))  # fmt: skip
+FAILURES = Counter("hr_object_failures_total", "Calls that the object store failed or refused", ("operation",))
+BYTES = Counter("hr_object_bytes_total", "Written to the object store and read from it", ("direction",))
+
 Found = TypeVar("Found")
 
 
@@ -51,40 +61,46 @@ class Objects:
         self.url, self._folder = mask(url), _folder(url)
         try:
             self._store = LocalStore(self._folder, automatic_cleanup=True, mkdir=True) if self._folder else _bucket(url)
+            self._mount = _mount_of(self._folder) if self._folder else None
         except (BaseError, OSError, ValueError) as error:
             raise ConfigError(f"HEADRACE_OBJECTS is {self.url!r}: {_reason(error)}") from None
 
     async def put(self, key: str, data: bytes) -> None:
         """Raises: StoreUnavailable."""
-        with self._faults():
+        with self._faults("put"):
             await self._put(key, data)
+        BYTES.labels("written").inc(len(data))
 
     async def write(self, key: str, pieces: AsyncIterator[bytes]) -> int:
         """Bytes written. What `pieces` raises is raised, and nothing is left behind. Raises: StoreUnavailable."""
         source = _Source(pieces)
-        with self._faults(source):
+        with self._faults("write", source):
             await self._put(key, source.pieces())
+        BYTES.labels("written").inc(source.size)
         return source.size
 
     async def get(self, key: str) -> bytes:
         """Raises: ObjectMissing, StoreUnavailable."""
-        with self._faults():
+        with self._faults("get"):
             found = await self._found(key, obstore.get_async(self._store, key))
-            return bytes(await found.bytes_async())
+            data = bytes(await found.bytes_async())
+        BYTES.labels("read").inc(len(data))
+        return data
 
-    async def read(self, key: str, start: int = 0) -> AsyncGenerator[bytes, None]:
-        """In pieces. Raises: ObjectMissing, StoreUnavailable."""
-        size = await self.size(key)
+    async def read(self, key: str, start: int = 0, *, size: int | None = None) -> AsyncGenerator[bytes, None]:
+        """In pieces. `size`: its bytes; None: the store is asked. Raises: ObjectMissing, StoreUnavailable."""
+        size = await self.size(key) if size is None else size
         while start < size:
             end = min(size, start + PIECE_BYTES)
-            with self._faults():
+            with self._faults("read"):
                 data = bytes(await self._found(key, obstore.get_range_async(self._store, key, start=start, end=end)))
+            BYTES.labels("read").inc(len(data))
             yield data
             start = end
 
     async def size(self, key: str) -> int:
         """Bytes. Raises: ObjectMissing, StoreUnavailable."""
-        with self._faults():
+        with self._faults("size"):
             return int((await self._found(key, obstore.head_async(self._store, key)))["size"])
 
     async def delete(self, *keys: str) -> None:
@@ -94,49 +110,56 @@ class Objects:
 
     async def list(self, prefix: str) -> AsyncGenerator[str, None]:
         """Keys below a path, such as `batches/x/`, in no order. Raises: StoreUnavailable."""
-        with self._faults():
+        with self._faults("list"):
             async for page in obstore.list(self._store, prefix=prefix, chunk_size=1000):
                 for found in page:
                     yield found["path"]
 
     async def forget_parts(self, older_s: float) -> int:
         """Remove what killed writers left in the folder so long ago; how many. Raises: StoreUnavailable."""
-        with self._faults():
+        with self._faults("sweep"):
             return await asyncio.to_thread(_forget_parts, self._folder, older_s) if self._folder else 0
 
     # -- parts
 
     async def _put(self, key: str, data: "bytes | AsyncGenerator[bytes, None]") -> None:
+        await self._check_folder()  # the library would make it anew
         await obstore.put_async(self._store, key, data, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
         if self._folder is not None:
             await asyncio.to_thread(_sync, self._folder, key)
 
     async def _delete(self, key: str) -> None:
-        with self._faults():
+        with self._faults("delete"):
             try:
                 await obstore.delete_async(self._store, key)
             except FileNotFoundError:
-                return
+                await self._check_folder()
 
     async def _found(self, key: str, answer: Awaitable[Found]) -> Found:
         """A bucket that is not there answers as an object does that is not there; only a list tells them apart."""
         try:
             return await answer
         except FileNotFoundError:
-            if self._folder is not None:
-                await asyncio.to_thread(self._folder.stat)
-            else:
+            await self._check_folder()
+            if self._folder is None:
                 await obstore.list(self._store, chunk_size=1).collect_async()
             raise ObjectMissing(self.url, key) from None
 
+    async def _check_folder(self) -> None:
+        """Raises: OSError."""
+        if self._folder is not None and await asyncio.to_thread(_mount_of, self._folder) != self._mount:
+            raise OSError("the folder lies on another file system than at the start: mount what was there, or restart")
+
     @contextmanager
-    def _faults(self, source: "_Source | None" = None) -> Iterator[None]:
-        """What the store says becomes an error of ours; what the source of a write says stays."""
+    def _faults(self, operation: str, source: "_Source | None" = None) -> Iterator[None]:
+        """What the store says becomes an error of ours, and is counted; what the source of a write says stays."""
         try:
-            yield
+            with SECONDS.labels(operation).time():
+                yield
         except (BaseError, OSError, ValueError) as error:
             if source is not None and source.fault is not None:
                 raise source.fault from None
+            FAILURES.labels(operation).inc()
             raise StoreUnavailable(self.url, _reason(error)) from error
 
 
@@ -162,10 +185,16 @@ def _folder(url: str) -> Path | None:
     """None: it is a bucket. Raises: ConfigError."""
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and len(parts.path) > 1:
-        return Path(unquote(parts.path))
+        return Path(unquote(parts.path)).resolve()
     if parts.scheme == "s3" and parts.netloc:
         return None
     raise ConfigError(f"HEADRACE_OBJECTS is {mask(url)!r}; allowed: file:///folder, s3://bucket, s3://bucket/prefix")
+
+
+def _mount_of(folder: Path) -> Path:
+    """The nearest mount above it. Raises: OSError, if there is no folder."""
+    folder.stat()
+    return next(path for path in (folder, *folder.parents) if path.is_mount())
 
 
 def _bucket(url: str) -> S3Store:

@@ -1,7 +1,8 @@
 """From a valid request to a task in its shard: reserve the producer's key, then submit.
 
 The two steps lie in different slots and are never pretended to be atomic: the reservation keeps the id, so whoever finds it
-repeats the submit with that id, and a repeat of a submit is harmless.
+repeats the submit with that id, and a repeat of a submit is harmless. A body that is too large for Redis is put into the object
+store between the two.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 
 from msgspec import Struct
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 
 from shared import keys
 from shared.bus.batch import Batcher
@@ -23,14 +24,18 @@ from shared.errors import (
     BacklogFull,
     BatchFull,
     DeadlineTooShort,
+    HeadraceError,
     IdempotencyConflict,
+    StoreUnavailable,
     TenantFull,
     WrongKeyType,
 )
 from shared.ids import GENERATION, Place, bucket, derived_task_id, new_nonce, new_task_id, place_of
 from shared.keys import ShardKeys, keys_of, shard_keys
+from shared.large import Large
 from shared.lifecycle import State
-from shared.messages import Pending, encode
+from shared.messages import Pending, Stored, Task, encode
+from shared.objects import Objects
 from shared.quota import Quotas
 from shared.request import Request, on_pool
 from shared.shadow import Shadows
@@ -88,9 +93,11 @@ class Submitted(Struct, frozen=True):
 class Submitter:
     """Submits tasks of all shards, gathered into one script call a shard."""
 
-    def __init__(self, bus: Bus, config: Config) -> None:
+    def __init__(self, bus: Bus, config: Config, objects: Objects | None = None) -> None:
+        """`objects`: where large bodies go; None: through Redis, as all others."""
         self._bus, self._config, self._memory = bus, config, Memory(bus)
         self._quotas, self._shadows = Quotas(bus, config), Shadows(self)
+        self._large = Large(bus, objects, config.limits.inline_bytes)
         self._batches: dict[str, Batcher[SubmitItem, str]] = {}
 
     def place(self, request: Request, *origin: bytes) -> Place:
@@ -115,7 +122,7 @@ class Submitter:
         """Make the task, or find the one that the producer's key is bound to.
 
         Raises: IdempotencyConflict, RateLimited, BacklogFull, TenantFull, BatchFull, DeadlineTooShort, MemoryFull, WrongKeyType,
-        BusUnavailable.
+        BusUnavailable, StoreUnavailable.
         """
         await self._memory.check()
         if request.task.task_id:  # stays with its pool: two that send it at once could else have it made twice
@@ -146,11 +153,14 @@ class Submitter:
     async def _found_elsewhere(self, request: Request, task_id: str) -> Submitted | None:
         """The task, if this is a repeat of a submission that a fallback accepted. An attached one is never repeated."""
         for way in () if request.task.attached else request.fallbacks:
-            id = self._fallback_id(way, task_id)
-            keys, _ = keys_of(id)
-            if state := await self._bus.read("HGET", keys.task(id), "state"):
-                return Submitted(id, State(state.decode()), False)
+            if (found := await self._found(self._fallback_id(way, task_id))) is not None:
+                return found
         return None
+
+    async def _found(self, id: str) -> Submitted | None:
+        keys, _ = keys_of(id)
+        state, spec = await self._bus.read("HMGET", keys.task(id), "state", "spec")
+        return Submitted(id, State(state.decode()), False) if state and spec else None
 
     async def submit_as(self, request: Request, task_id: str, *, asked_before: bool = False) -> Submitted:
         """Make the task under that very id, whatever the producer's key is bound to: a dead task is run again so.
@@ -159,17 +169,35 @@ class Submitter:
         """
         await self._memory.check()
         task = request.task
+        if (large := self._large.takes(request.body)) and (found := await self._found(task_id)) is not None:
+            return found  # a repeat, which stores nothing
         limited, taken = self._quotas.limits(task), False
         if limited and task.waits:
             self._quotas.check(task, most_tokens(request))
         elif limited:
             taken = await self._quotas.take(task, task_id, most_tokens(request), asked_before=asked_before)
-        item = _item(task_id, request, self._config, metered=limited and not task.waits, owes=limited and task.waits)
+        stored = await self._put(request, task_id, taken=taken) if large else None
+        metered, owes = limited and not task.waits, limited and task.waits
+        item = _item(task_id, request, self._config, stored, metered=metered, owes=owes)
         verdict = await self._batch(place_of(task_id)).add(item)
         # A repeat over a lost connection finds its own task; without a verdict nobody knows, and the quotas' sweep looks at it.
         if taken and verdict not in ("new", State.PENDING, State.PROCESSING):
             await self._quotas.settle(task.tenant, task_id, 0)
-        return self._submitted(request, task_id, verdict)
+        try:
+            return self._submitted(request, task_id, verdict)
+        except HeadraceError:
+            if stored is not None:
+                await self._large.drop(task_id, stored)
+            raise
+
+    async def _put(self, request: Request, task_id: str, *, taken: bool) -> Stored:
+        """The body into the object store. Raises: StoreUnavailable, BusError."""
+        try:
+            return await self._large.put(task_id, request.body)
+        except StoreUnavailable:
+            if taken and await self._found(task_id) is None:  # else another submission of the same has made it
+                await self._quotas.settle(request.task.tenant, task_id, 0)
+            raise
 
     def _submitted(self, request: Request, task_id: str, verdict: str) -> Submitted:
         """Raises: RequestError, WrongKeyType."""
@@ -256,7 +284,15 @@ def _name_of(origin: Sequence[bytes]) -> str:
     return hashlib.blake2b(b"\0".join(origin), digest_size=16).hexdigest() if origin else new_nonce()
 
 
-def _item(task_id: str, request: Request, config: Config, *, metered: bool, owes: bool) -> SubmitItem:
+def _spec(request: Request, stored: Stored | None) -> Task:
+    """What was asked, and what a worker has to know beside."""
+    shared = request.cache is not None
+    return replace(request.task, shared=shared, stored=stored) if shared or stored is not None else request.task
+
+
+def _item(
+    task_id: str, request: Request, config: Config, stored: Stored | None, *, metered: bool, owes: bool
+) -> SubmitItem:
     task, cache = request.task, request.cache
     tenant = config.policy.tenant(task.tenant)
     starts_in_ms = max(0, task.not_before_ms - now_ms()) if task.not_before_ms else 0
@@ -281,7 +317,7 @@ def _item(task_id: str, request: Request, config: Config, *, metered: bool, owes
         tells="1" if task.webhook else "",
         cache=cache.field if cache is not None else "",
         prefix=",".join(request.prefix),
-        spec=encode(task),
-        body=request.body,
+        spec=encode(_spec(request, stored)),
+        body=b"" if stored is not None else request.body,
         pending=encode(Pending(model=task.model, lane=task.lane)) if task.session else b"",
     )

@@ -236,6 +236,9 @@ def _add_batches(commands: "Commands") -> None:
     create.add_argument("file", type=Path, metavar="FILE")
     create.add_argument("--endpoint", metavar="PATH", help="route of all lines (that of the first line)")
     create.add_argument("--window", default="24h", metavar="TIME", help="whole hours or days, such as 3d (24h)")
+    create.add_argument(
+        "--webhook", metavar="NAME", help="who is told of its end: an endpoint of headrace.toml, or a URL"
+    )
     create.add_argument("--watch", action="store_true", help="wait for its end")
     _add_door(create, json="one line of JSON, as GET /v1/batches/ID answers")
     listing = _command(actions, "list", "list the newest", "With what has become of them.", "headrace batches list")

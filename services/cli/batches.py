@@ -51,6 +51,8 @@ async def create(client: httpx.AsyncClient, arguments: argparse.Namespace) -> in
     except OSError as error:
         raise Failure(f"{path} cannot be read: {error.strerror}", code=USAGE) from None
     asked = {"input_file_id": read_json(sent)["id"], "endpoint": endpoint, "completion_window": arguments.window}
+    if arguments.webhook:
+        asked["webhook"] = arguments.webhook
     view = read_json(await client.post("/v1/batches", json=asked))
     if arguments.watch:
         print(f"headrace: {view['id']}", file=sys.stderr)

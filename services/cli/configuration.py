@@ -28,7 +28,7 @@ def summary(read: Config) -> Iterator[tuple[str, str]]:
     policy = read.policy
     yield "durability", f"{read.durability}, {count(read.replicas, 'replica')}" if read.replicas else read.durability
     for name, pool in read.pools.items():
-        yield "pool", f"{name}: {pool.model} ({pool.engine}, {count(pool.shards, 'shard')})"
+        yield "pool", f"{name}: {', '.join(pool.models)} ({pool.engine}, {count(pool.shards, 'shard')})"
     yield from lanes(policy)
     for subject, entries in (("tenants", policy.tenants), ("producers", policy.producers)):
         if entries:

@@ -15,13 +15,14 @@ from typing import Any
 
 import aiohttp
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from services.cli.doors import api_key, is_loopback
 from services.cli.failure import Failure
-from services.cli.requests import FULL_S, WAIT_S, Asked, Refused, advised_s
+from services.cli.requests import FULL_S, MEMORY_FULL, WAIT_S, Asked, Refused, advised_s
 from shared.clock import monotonic_s
 from shared.lifecycle import State
+from shared.messages import NULL, elsewhere, is_json_elsewhere
 
 PATIENCE_S = 600.0
 """How long a server that answers nothing is waited for: a run over night outlasts a restart, and ends when nobody comes back."""
@@ -32,8 +33,6 @@ SILENCE_S = WAIT_S + 30.0
 """Of an answer: longer than the server lets a request wait."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 NOT_ALLOWED, NO_ROUTE = (401, 403), (404, 405)
-MEMORY_FULL = "memory_full"
-"""Code of the 503 that says nothing against the task, as a 429 does: what is under way ends, results expire, and there is room."""
 
 Tell = Callable[[str], None]
 
@@ -45,6 +44,7 @@ class Glance(Struct):
     status: State
     created_at_ms: int = 0
     """0: of the answer to a submission, which is not yet the whole task."""
+    result: Raw = NULL
 
 
 class Told(Struct):
@@ -95,15 +95,16 @@ class Courier:
         path = f"/v1/tasks/{seen.id}?wait={WAIT_S}"
         while self._wait and not (seen.status.terminal and seen.created_at_ms):
             seen, content = self._read(await self._ask("GET", path))
-        return seen.status, content
+        if is_json_elsewhere(seen.id, seen.result):
+            whole = await self._ask("GET", elsewhere(seen.id, 0, "").url)
+            content = content.replace(bytes(seen.result), whole, 1)
+        return seen.status, in_one_line(content)
 
     def _read(self, content: bytes) -> tuple[Glance, bytes]:
         try:
             seen = _glance.decode(content)
         except msgspec.DecodeError:
             raise self._stranger("does not answer as Headrace does") from None
-        if b"\n" in content:  # an engine's answer may be spread over lines
-            content = msgspec.json.format(content, indent=-1)
         return seen, content
 
     def _stranger(self, why: str) -> Failure:
@@ -173,6 +174,11 @@ class Courier:
             raise Refused(f"given up after {strikes} tries that broke while others were answered: the server is {why}")
         if monotonic_s() - self._heard_at_s > self._patience_s:
             raise Failure(f"{self._url} is {why}, for {self._patience_s:g} s")
+
+
+def in_one_line(content: bytes) -> bytes:
+    """An engine's answer may be spread over lines."""
+    return msgspec.json.format(content, indent=-1) if b"\n" in content else content
 
 
 def _is_full(answer: Answer) -> bool:

@@ -33,6 +33,8 @@ class Printer:
             case "done":
                 self._text(task, 0, message.get("text") or "")
                 self._note(task, f"done: {message.get('finish') or 'stop'}")
+                if url := (message.get("result") or {}).get("url"):
+                    self._note(task, f"the answer is at {url}")
             case "fail":
                 self._note(task, f"{message['status']}: {message['error']['message']}")
             case "reset":

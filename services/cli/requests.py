@@ -15,7 +15,8 @@ from msgspec import Raw, Struct
 
 from services.cli.doors import complaint, read_json
 from services.cli.failure import Failure
-from services.cli.view import View, has_ended
+from services.cli.progress import Meter
+from services.cli.view import View, has_ended, is_elsewhere
 from shared.clock import monotonic_s
 from shared.request import CHAT, COMPLETIONS
 
@@ -27,6 +28,8 @@ PATIENCE_S = 30.0
 """How long a server that is away, for a restart, is waited for."""
 FULL_S = 1.0
 """Pause at a full backlog that names none."""
+MEMORY_FULL = "memory_full"
+"""Code of the 503 that says nothing against the task, as a 429 does: what is under way ends, results expire, and there is room."""
 
 SHAPES = {"messages": CHAT, "prompt": COMPLETIONS}
 """The field that tells a body of the OpenAI API, and its route."""
@@ -123,12 +126,14 @@ class Sender:
             view = await call(self._client, "GET", path, params={"wait": str(wait_s)})
             if self._on_view is not None:
                 self._on_view(view)
+        if is_elsewhere(view):
+            view["result"] = await call(self._client, "GET", view["result"]["url"])
         return view
 
 
 async def call(client: httpx.AsyncClient, method: str, path: str, **more: Any) -> View:
-    """Again and again, over full backlogs and short outages. Raises: Refused, Failure."""
-    give_up_at_s, pause_s = monotonic_s() + PATIENCE_S, 0.1
+    """Again and again: over full backlogs and a full Redis, which is told, and over short outages. Raises: Refused, Failure."""
+    give_up_at_s, pause_s, meter = monotonic_s() + PATIENCE_S, 0.1, Meter()
     while True:
         try:
             response = await client.request(method, path, **more)
@@ -136,13 +141,27 @@ async def call(client: httpx.AsyncClient, method: str, path: str, **more: Any) -
             if monotonic_s() > give_up_at_s:
                 raise Failure(f"{client.base_url} is away: {str(error) or type(error).__name__}") from None
         else:
-            if response.status_code == 429:
+            if full := _full(response):
+                meter.tell(f"waits as the server asks ({full})")
                 await asyncio.sleep(advised_s(response.headers, FULL_S))
                 give_up_at_s, pause_s = monotonic_s() + PATIENCE_S, 0.1
             elif response.status_code != 503 or monotonic_s() > give_up_at_s:
                 return _taken(response)
         await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
         pause_s = min(2.0, pause_s * 2)
+
+
+def _full(response: httpx.Response) -> str:
+    """The code of an answer that only bids to wait; else empty."""
+    if response.status_code not in (429, 503):
+        return ""
+    try:
+        code = msgspec.json.decode(response.content)["error"]["code"]
+    except (msgspec.DecodeError, LookupError, TypeError):
+        code = None
+    if response.status_code == 429:
+        return str(code or "429")
+    return MEMORY_FULL if code == MEMORY_FULL else ""
 
 
 def advised_s(headers: Mapping[str, str], otherwise_s: float) -> float:

@@ -9,7 +9,7 @@ from rich.table import Table
 from services.cli.doors import http_door, read_json
 from services.cli.failure import OK
 from services.cli.line import of_view, roughly
-from services.cli.view import View, has_ended, text_of, to_json
+from services.cli.view import View, has_ended, is_elsewhere, text_of, to_json
 from shared.clock import now_ms
 
 STYLES = {"completed": "green", "failed": "red", "expired": "red", "cancelled": "yellow", "processing": "cyan"}
@@ -22,7 +22,10 @@ SHOWN = (
 async def run(arguments: argparse.Namespace) -> int:
     async with http_door(arguments.url) as client:
         if arguments.id:
-            views = [read_json(await client.get(f"/v1/tasks/{arguments.id}"))]
+            view = read_json(await client.get(f"/v1/tasks/{arguments.id}"))
+            if is_elsewhere(view):
+                view["result"] = read_json(await client.get(view["result"]["url"]))
+            views = [view]
         else:
             asked = {"limit": str(arguments.limit), "session": arguments.session}
             views = read_json(await client.get("/v1/tasks", params=asked))["data"]

@@ -6,6 +6,7 @@ import msgspec
 
 from shared.chunks import first_text
 from shared.lifecycle import State
+from shared.messages import JSON
 
 View = dict[str, Any]
 
@@ -17,6 +18,12 @@ def has_ended(view: View) -> bool:
 def counts_as_failed(status: str) -> bool:
     """Also of a task that was refused."""
     return status not in ("pending", "processing", "completed")
+
+
+def is_elsewhere(view: View) -> bool:
+    """The result is JSON, and too large to stand in the task: it is fetched at its own address."""
+    result, url = view.get("result"), f"/v1/tasks/{view['id']}/result"
+    return isinstance(result, dict) and result.get("url") == url and result.get("content_type") == JSON
 
 
 def text_of(view: View) -> str:

@@ -20,6 +20,7 @@ from shared.errors import ConfigError, HeadraceError
 from shared.ids import new_nonce
 from shared.keys import shard_keys
 from shared.lifespan import HttpServer, announce_ready, stop_requested
+from shared.objects import Objects
 from shared.periodic import Periodic
 from shared.probes import Check, Loop, passing, probe_routes
 from shared.reload import watching
@@ -41,8 +42,9 @@ async def run(settings: Settings) -> None:
     stop = stop_requested()  # after the engine has forked: a child would inherit the handlers' wake-up socket
     owner = Owner(shard_keys(name, settings.shard), f"worker-{new_nonce()}", new_nonce(), deployment.limits)
     try:
+        objects = Objects(settings.objects_url) if settings.objects_url else None
         async with Bus(settings.redis_url, name=owner.worker, safety=deployment) as bus:
-            service = Service(bus, owner, engine, deployment, pool, drain_s=settings.drain_s)
+            service = Service(bus, owner, engine, deployment, pool, drain_s=settings.drain_s, objects=objects)
             await service.serve(settings, stop, watching(deployment))
     finally:
         await engine.stop()
@@ -54,10 +56,18 @@ class Service:
     """A worker with all that keeps it going."""
 
     def __init__(
-        self, bus: Bus, owner: Owner, engine: Engine, deployment: Config, pool: Pool, *, drain_s: float
+        self,
+        bus: Bus,
+        owner: Owner,
+        engine: Engine,
+        deployment: Config,
+        pool: Pool,
+        *,
+        drain_s: float,
+        objects: Objects | None = None,
     ) -> None:
         self._bus, self._owner, self._drain_s = bus, owner, drain_s
-        self.worker = Worker(bus, owner, engine, deployment)
+        self.worker = Worker(bus, owner, engine, deployment, objects)
         self._beat = Heartbeat(bus, owner, engine, self.worker, model=pool.model)
         self._beating = Periodic("the heartbeat", owner.limits.lease_s / BEATS, self._beat.beat)
         self._looking = Periodic("the room for tasks", LOOK_S, self._beat.look)

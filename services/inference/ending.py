@@ -8,15 +8,17 @@ from services.inference.engine import Answer
 from services.inference.run import Parting, Run
 from services.inference.scripts import Ending, Hand, Release, jitter
 from shared.chunks import assemble, ending_of
-from shared.errors import ErrorBody
+from shared.errors import ErrorBody, HeadraceError, NoObjectStore, ObjectMissing
 from shared.lifecycle import State
-from shared.messages import INLINE_RESULT_BYTES, NULL, Finished, encode
+from shared.messages import INLINE_RESULT_BYTES, NULL, Finished, Stored, encode
 
 
 class Conclusion(Struct, frozen=True, kw_only=True):
     status: int
     result: bytes
     """What is stored and given to whoever asks: the engine's answer as it made it, or the sum of its chunks."""
+    stored: Stored | None = None
+    """The result, if it is in the object store and not here."""
     content_type: str = ""
     error: ErrorBody | None = None
     finish_reason: str | None = None
@@ -73,6 +75,18 @@ def failure(message: str, *, status: int = 500, code: str = "engine_error") -> A
     return Answer(status=status, body=encode({"error": error}))
 
 
+def unread(error: HeadraceError) -> Answer:
+    """Of a task whose body, in the object store, could not be read."""
+    match error:
+        case ObjectMissing():
+            return failure("The body of the task is not in the object store any more.", code="object_missing")
+        case NoObjectStore():
+            why = "is in the object store, and its worker has none: its operator names one with HEADRACE_OBJECTS"
+        case _:
+            why = "cannot be read: the object store cannot be used; the log of the worker says why"
+    return failure(f"The body of the task {why}.", status=503, code="store_unavailable")
+
+
 def conclude(run: Run, answer: Answer, limit_bytes: int) -> Conclusion:
     if answer.status >= 400:
         return _failed(answer)
@@ -99,7 +113,8 @@ def conclude(run: Run, answer: Answer, limit_bytes: int) -> Conclusion:
 def ending(run: Run, conclusion: Conclusion) -> Ending:
     """The arguments of finish: everything that is not published yet, and the end."""
     streamed = run.last > 0
-    inline = not streamed and not conclusion.content_type and len(conclusion.result) <= INLINE_RESULT_BYTES
+    small = conclusion.stored is None and len(conclusion.result) <= INLINE_RESULT_BYTES
+    inline = not streamed and not conclusion.content_type and small
     finished = Finished(
         attempt=run.attempt,
         last=run.last,
@@ -111,6 +126,7 @@ def ending(run: Run, conclusion: Conclusion) -> Ending:
         error=conclusion.error,
         finish_reason=conclusion.finish_reason,
         usage=conclusion.usage,
+        stored=conclusion.stored,
     )
     return Ending(
         *tail(run, used(run, conclusion.usage)),

@@ -2,6 +2,9 @@
 
     work entry -> start.lua -> (rebase.lua) -> Engine.run -> Emitter (emit.lua) -> finish.lua | release.lua
 
+A body that is too large for Redis is read from the object store before the engine runs, and such an answer is put there before
+the end is written.
+
 Invariants
   - A task is in `runs` from its start to its end, and once: an entry that comes again for it is passed over.
   - The fence travels with every write. Whoever answers 'fenced' ends the run here: somebody else has the task.
@@ -19,11 +22,22 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from services.inference import metrics
 from services.inference.continuing import Base, going_on, made_anew
 from services.inference.emitter import Emitter
-from services.inference.ending import RETRIED, Conclusion, conclude, ending, failure, parting, setback, untouched
+from services.inference.ending import (
+    RETRIED,
+    Conclusion,
+    conclude,
+    ending,
+    failure,
+    parting,
+    setback,
+    unread,
+    untouched,
+)
 from services.inference.engine import Answer, Call, CannotResume, Chunk, Engine, EngineDead
 from services.inference.responding import as_ours
 from services.inference.restoring import restore, tell
@@ -46,14 +60,20 @@ from shared.bus.consume import Entry
 from shared.bus.script import MAX_ITEMS
 from shared.clock import monotonic_s
 from shared.config import Config
-from shared.errors import BusError
+from shared.errors import BusError, HeadraceError, NoObjectStore, ObjectMissing, StoreUnavailable
+from shared.files import Files
+from shared.large import Large
 from shared.lifecycle import Lane
+from shared.objects import Objects
 from shared.routes import RESPONSES
 
 log = logging.getLogger(__name__)
 
 AGAIN_S = 1.0
 """Between two tries while Redis is out of reach, or a key holds another type until somebody removes it."""
+STORE_PAUSE_S = 10.0
+"""At the soonest after so long a task is tried again whose body could not be read: an object store that is down stays so for a
+minute rather than a second, and the tries of a task are few."""
 LAST_WORDS_S = 10.0
 """For handing back what is not done, after the time to drain."""
 
@@ -62,9 +82,11 @@ P = ParamSpec("P")
 
 
 class Worker:
-    def __init__(self, bus: Bus, owner: Owner, engine: Engine, config: Config) -> None:
+    def __init__(self, bus: Bus, owner: Owner, engine: Engine, config: Config, objects: Objects | None = None) -> None:
+        """`objects`: where bodies and answers lie that are too large for Redis; None: there are none."""
         self._bus, self._owner, self._engine, self._limits = bus, owner, engine, owner.limits
-        self._config = config
+        self._config, self._large = config, Large(bus, objects, owner.limits.inline_bytes)
+        self._files = Files(bus, objects, owner.limits.files_kept_s)
         self.room = Room(engine, config)
         self.runs: dict[str, Run] = {}
         self.died = asyncio.Event()
@@ -193,6 +215,10 @@ class Worker:
     async def _run(self, run: Run) -> None:
         longest_s, setting = self._longest(run.task.lane)
         try:
+            if (
+                run.task.stored is not None
+            ):  # a store that hangs is no fault of the task, and has a time limit of its own
+                run.body = await self._large.get(run.id, run.task.stored)
             async with asyncio.timeout(longest_s):
                 answer = await self._generate(run)
         except EngineDead as error:
@@ -212,6 +238,8 @@ class Worker:
         except TimeoutError:
             message = f"The task ran for more than {longest_s:g} s ({setting})."
             await self._end(run, failure(message, status=504, code="run_time_exceeded"), retried=False)
+        except (ObjectMissing, StoreUnavailable, NoObjectStore) as error:
+            await self._end_unread(run, error)
         else:
             await self._end(run, answer, retried=answer.status in RETRIED)
 
@@ -221,6 +249,7 @@ class Worker:
         return (self._limits.run_s, "limits.run_s") if own is None else (own, f"lanes.{lane}.run_s")
 
     async def _generate(self, run: Run) -> Answer:
+        """Raises: as _take."""
         if not run.based:
             await restore(self._bus, self._owner, run)
         if run.based:
@@ -240,6 +269,8 @@ class Worker:
             body=run.body,
             content_type=run.task.content_type,
             priority=priority,
+            tenant=run.task.tenant,
+            files=self._files,
             published=published,
         )
         pieces = self._engine.run(call)
@@ -277,18 +308,45 @@ class Worker:
 
     async def _end(self, run: Run, answer: Answer, *, retried: bool) -> None:
         run.ending = True
-        charged = self.room.answered(run.id, answer.status)
+        charged = self.room.answered(run.id, answer.status, unreached=answer.unreached)
         if retried and not charged:
             await self._give_up(run, UPSTREAM_OPEN)
             return
         await self._emitter.settle(run)
         conclusion = self._conclude(run, answer)
         if retried:
-            outcome = await self._last_word(
-                run, self._releases.add, lambda: setback(run, conclusion, answer.retry_after_s)
-            )
-            metrics.GIVEN_UP.labels(conclusion.reason, outcome).inc()
-            return
+            await self._set_back(run, conclusion, answer.retry_after_s)
+        else:
+            await self._finish(run, await self._stored(run, conclusion))
+
+    async def _end_unread(self, run: Run, error: HeadraceError) -> None:
+        """Its body could not be read: the engine, which was not asked, is not to blame."""
+        log.error("the body of %s cannot be read: %s", run.id, error)
+        run.ending = True
+        conclusion = self._conclude(run, unread(error))
+        if isinstance(error, ObjectMissing):
+            await self._finish(run, conclusion)
+        else:
+            await self._set_back(run, conclusion, STORE_PAUSE_S)
+
+    async def _stored(self, run: Run, conclusion: Conclusion) -> Conclusion:
+        """A large answer goes into the object store. Not one whose pieces went through Redis already, nor one that others may be
+        given; and if the store does not take it, it goes through Redis as well."""
+        inline = run.last or conclusion.error is not None or run.task.shared
+        if inline or not self._large.takes(conclusion.result):
+            return conclusion
+        try:
+            stored = await self._large.put(run.id, conclusion.result)
+        except (StoreUnavailable, BusError) as error:
+            log.warning("the answer of %s goes through Redis: %s", run.id, error)
+            return conclusion
+        return replace(conclusion, result=b"", stored=stored)
+
+    async def _set_back(self, run: Run, conclusion: Conclusion, least_s: float) -> None:
+        outcome = await self._last_word(run, self._releases.add, lambda: setback(run, conclusion, least_s))
+        metrics.GIVEN_UP.labels(conclusion.reason, outcome).inc()
+
+    async def _finish(self, run: Run, conclusion: Conclusion) -> None:
         if await self._last_word(run, self._endings.add, lambda: ending(run, conclusion)) == "ok":
             metrics.ENDED.labels(conclusion.state, conclusion.reason).inc()
             metrics.RAN.labels(run.task.lane).observe(monotonic_s() - run.started_at_s)

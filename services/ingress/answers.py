@@ -1,9 +1,12 @@
 """Waiting for a task's events on behalf of an HTTP client."""
 
 import asyncio
+from contextlib import aclosing
+
+from starlette.types import Send
 
 from services.ingress import metrics
-from services.ingress.http import ClientGone
+from services.ingress.http import JSON, ClientGone, Headers, ahead, respond, start
 from services.ingress.served import Served
 from shared.bus.client import Bus
 from shared.bus.cursor import EntryId
@@ -12,6 +15,7 @@ from shared.bus.tail import Tails
 from shared.errors import InvalidTaskId, TaskNotFound
 from shared.ids import place_of
 from shared.keys import keys_of
+from shared.large import Large
 from shared.messages import NULL, Chunks, Event, Finished, Reset, Task
 from shared.record import Record
 
@@ -96,12 +100,38 @@ class Waiting:
             self.answer.finished.exception()
 
 
-async def result_of(bus: Bus, task_id: str, finished: Finished) -> bytes:
-    """The whole result: from the event if it came along, else from the hash. Raises: TaskNotFound if it has expired."""
+async def result_of(bus: Bus, large: Large, task_id: str, finished: Finished) -> bytes:
+    """The whole result: from the event if it came along, else from the object store or the hash.
+
+    Raises: TaskNotFound if it has expired; NoObjectStore, ObjectMissing, StoreUnavailable.
+    """
     if finished.result is not NULL:
         return bytes(finished.result)
+    if finished.stored is not None:
+        return await large.get(task_id, finished.stored)
     keys, _ = keys_of(task_id)
     result = await bus.read("HGET", keys.task(task_id), "result")
     if result is None:
         raise TaskNotFound(task_id)
     return bytes(result)
+
+
+async def respond_result(
+    send: Send, bus: Bus, large: Large, task_id: str, finished: Finished, headers: Headers
+) -> None:
+    """Answer with the result, with its status and content type; from the object store it comes piece by piece.
+
+    Raises: as result_of, and then nothing was sent; Cut.
+    """
+    content_type = finished.content_type.encode("latin-1") or JSON
+    if (stored := finished.stored) is None:
+        result = await result_of(bus, large, task_id, finished)
+        await respond(send, finished.status, result, content_type=content_type, headers=headers)
+        return
+    async with aclosing(large.read(task_id, stored)) as pieces:
+        first = await anext(pieces, b"")  # while an error can still be told as one
+        length = (b"content-length", b"%d" % stored.bytes)
+        await send(start(finished.status, content_type, [length, *headers]))
+        async for piece in ahead(first, pieces):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})

@@ -15,7 +15,7 @@ from services.ingress.answers import Answer
 from shared.bus.client import Bus
 from shared.bus.script import Script
 from shared.cancel import Canceller
-from shared.errors import HeadraceError, RequestError
+from shared.errors import HeadraceError, MemoryFull, RequestError, StoreUnavailable
 from shared.ids import place_of
 from shared.keys import shard_keys
 from shared.submit import ATTACHED_MS
@@ -26,6 +26,8 @@ ATTEND = Script("services.ingress", "attend")
 INTERVAL_S = ATTACHED_MS / 4000
 WATCH_AFTER_S = 0.25
 """Most calls are answered sooner, and need not pay for being watched."""
+REFUSALS = (RequestError, MemoryFull, StoreUnavailable)
+"""After these there is no task to cancel, and a note of it would be kept for days."""
 PAGE = 1000
 """Tasks of one renewal: 1 ms of the server."""
 
@@ -78,7 +80,7 @@ class Hold:
         self._attendance.enter(self._answer.task_id)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        refused = kind is not None and issubclass(kind, RequestError)
+        refused = kind is not None and issubclass(kind, REFUSALS)
         self._attendance.leave(self._answer.task_id, cancel=not refused and not self._answer.has_ended)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -27,16 +28,21 @@ from shared.bus.client import Bus
 from shared.bus.streams import append
 from shared.config import Config
 from shared.errors import (
+    BodyGone,
     BusError,
     DeadLetterNotFound,
     ErrorBody,
     InvalidRequest,
     ModelNotFound,
+    NoObjectStore,
+    ObjectMissing,
     RequestError,
+    StoreUnavailable,
     TaskNotFound,
 )
 from shared.ids import derived_task_id, place_of
 from shared.keys import WEBHOOKS_GONE, keys_of
+from shared.large import Large
 from shared.lifecycle import State
 from shared.messages import NULL, Task, decode_delivery, encode
 from shared.payer import Payer
@@ -55,7 +61,7 @@ class LetterView(Struct, kw_only=True, omit_defaults=True, tag_field="object", t
     id: str
     kind: str
     task: str
-    """Our id of the task that was given up, or whose reply or webhook could not be delivered."""
+    """Our id of the task that was given up, or whose reply or webhook could not be delivered; or of the batch whose webhook."""
     code: str
     reason: str
     model: str = ""
@@ -66,6 +72,7 @@ class LetterView(Struct, kw_only=True, omit_defaults=True, tag_field="object", t
     spec: Task | None = None
     """What was asked, beside the body. Like the body, only in the view of a single letter."""
     body: Raw = NULL
+    """None of one that lies in the object store, and cannot be read there."""
 
 
 class Refused(Struct):
@@ -76,8 +83,9 @@ class Refused(Struct):
 class Dead:
     """Whoever has proved who it is finds its own tenant's letters, and no others."""
 
-    def __init__(self, bus: Bus, config: Config, links: Links, submitter: Submitter, auth: Auth) -> None:
+    def __init__(self, bus: Bus, config: Config, links: Links, submitter: Submitter, large: Large, auth: Auth) -> None:
         self._bus, self._config, self._links, self._submitter, self._auth = bus, config, links, submitter, auth
+        self._large = large
         self.list = Endpoint("/v1/dead", self._list)
         self.show = Endpoint("/v1/dead/{entry}", self._show)
         self.drop = Endpoint("/v1/dead/{entry}", self._drop_one)
@@ -90,12 +98,18 @@ class Dead:
     async def _show(self, scope: Scope, receive: Receive, send: Send) -> None:
         letter = await self._named(scope)
         seen = view(letter)
-        seen.spec, seen.body = letter.task, json_of(letter.body)
+        seen.spec = letter.task
+        with suppress(NoObjectStore, BodyGone, StoreUnavailable):  # the rest of the letter is worth being seen
+            seen.body = json_of(await self._body_of(letter))
         await respond(send, 200, encode(seen))
 
     async def _requeue_one(self, scope: Scope, receive: Receive, send: Send) -> None:
         letter = await self._named(scope)
         task_id, state = await self._requeue(letter)
+        if is_of_batch(letter):
+            told = {"id": task_id, "object": "batch", "status": state, "links": {"self": place_of_letter(letter)}}
+            await respond(send, 202, encode(told))
+            return
         more = {"requeued_from": letter.task_id} if letter.kind == TASK else {}
         await respond_accepted(send, task_id, state, self._links, **more)
 
@@ -127,7 +141,8 @@ class Dead:
         await self._each(drop, scope, receive, send)
 
     async def _each(self, act: Callable[[Letter], Awaitable[None]], scope: Scope, receive: Receive, send: Send) -> None:
-        """One after the other, so that `next` is exact: a full backlog, a limit of the tenant, or the loss of Redis ends it in between."""
+        """One after the other, so that `next` is exact: a full backlog, a limit of the tenant, or the loss of Redis or of the object
+        store ends it in between."""
         payer = self._auth.payer(scope)
         if await read_body(scope, receive, self._config.limits.body_bytes):
             raise InvalidRequest("Filters go into the query string; this route takes no body.")
@@ -137,7 +152,7 @@ class Dead:
             try:
                 await act(letter)
                 handled += 1
-            except (RequestError, BusError) as error:
+            except (RequestError, BusError, StoreUnavailable) as error:
                 if isinstance(error, RequestError) and error.status != TOO_MANY:
                     refused.append(Refused(str(letter.address), error.body))
                     continue
@@ -197,12 +212,24 @@ class Dead:
         pool = letter.address.pool
         if letter.task is None:
             raise InvalidRequest(f"The letter {letter.address} holds no task that can be read.", param="id")
-        if letter.task.model != (served := self._config.pools[pool].model):
-            raise ModelNotFound(letter.task.model, [served])
-        task = msgspec.structs.replace(letter.task, requeued_from=letter.task_id, attached=False)
+        if letter.task.model not in (served := self._config.pools[pool].models):
+            raise ModelNotFound(letter.task.model, served)
+        body = await self._body_of(letter)
+        task = msgspec.structs.replace(
+            letter.task, requeued_from=letter.task_id, attached=False, shared=False, stored=None
+        )
         new_id = derived_task_id(place_of(letter.task_id), b"requeue", letter.task_id.encode())
-        submitted = await self._submitter.submit_as(again(self._config, task, letter.body, pool), new_id)
+        submitted = await self._submitter.submit_as(again(self._config, task, body, pool), new_id)
         return submitted.id, submitted.state
+
+    async def _body_of(self, letter: Letter) -> bytes:
+        """Raises: BodyGone, NoObjectStore, StoreUnavailable."""
+        if letter.task is None or letter.task.stored is None:
+            return letter.body
+        try:
+            return await self._large.get(letter.task_id, letter.task.stored)
+        except ObjectMissing:
+            raise BodyGone(str(letter.address)) from None
 
     async def _send_again(self, letter: Letter) -> tuple[str, State]:
         keys, _ = keys_of(letter.task_id)
@@ -225,8 +252,17 @@ class Dead:
         return letter.task_id, state
 
 
+def is_of_batch(letter: Letter) -> bool:
+    return letter.task_id.startswith("batch_")
+
+
+def place_of_letter(letter: Letter) -> str:
+    """Where clients look at what the letter is about."""
+    return f"/v1/{'batches' if is_of_batch(letter) else 'tasks'}/{letter.task_id}"
+
+
 def view(letter: Letter) -> LetterView:
-    address = letter.address
+    address, subject = letter.address, "batch" if is_of_batch(letter) else "task"
     return LetterView(
         id=str(address),
         kind=letter.kind,
@@ -236,7 +272,7 @@ def view(letter: Letter) -> LetterView:
         model=letter.task.model if letter.task is not None else "",
         created_at_ms=address.at_ms,
         history=letter.history,
-        links={"self": f"/v1/dead/{address}", "task": f"/v1/tasks/{letter.task_id}"},
+        links={"self": f"/v1/dead/{address}", subject: place_of_letter(letter)},
     )
 
 

@@ -1,7 +1,7 @@
 """Plain ASGI in and out. The hot routes bypass Starlette's Request and Response: 64 us a request instead of 41."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from urllib.parse import parse_qsl
 
 from starlette.types import Message, Receive, Scope, Send
@@ -52,16 +52,18 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
     announced = header(scope, b"content-length")
     if announced.isdigit() and int(announced) > limit_bytes:
         raise BodyTooLarge(limit_bytes)
-    body: bytes = b""
+    pieces: list[bytes] = []
+    size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        body += bytes(message.get("body", b""))
-        if len(body) > limit_bytes:
+        pieces.append(bytes(message.get("body", b"")))
+        size += len(pieces[-1])
+        if size > limit_bytes:
             raise BodyTooLarge(limit_bytes)
         if not message.get("more_body"):
-            return body
+            return b"".join(pieces)
 
 
 async def respond(
@@ -69,6 +71,21 @@ async def respond(
 ) -> None:
     await send(start(status, content_type, [(b"content-length", b"%d" % len(body)), *(headers or [])]))
     await send({"type": "http.response.body", "body": body})
+
+
+class Cut(Exception):
+    """What is stored ended too soon, after its first bytes were sent: only a closed connection still says so."""
+
+
+async def ahead(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Raises: Cut."""
+    yield first
+    try:
+        async for piece in rest:
+            yield piece
+    except HeadraceError as error:
+        log.warning("an answer is cut off: %s", error)
+        raise Cut(str(error)) from error
 
 
 def start(status: int, content_type: bytes, headers: Headers) -> Message:

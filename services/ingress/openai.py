@@ -5,10 +5,10 @@ from contextlib import nullcontext
 from starlette.types import Receive, Scope, Send
 
 from services.ingress import metrics
-from services.ingress.answers import Answer, Waiting, result_of
+from services.ingress.answers import Answer, Waiting, respond_result, result_of
 from services.ingress.attendance import Attendance, Presence
 from services.ingress.auth import TENANT_HEADER, Auth
-from services.ingress.http import EVENT_STREAM, JSON, Endpoint, header, read_body, respond, retry_advice, start
+from services.ingress.http import EVENT_STREAM, Endpoint, header, read_body, respond, retry_advice, start
 from services.ingress.streams import DONE, error_frames, frames_of, typed
 from shared import request
 from shared.bus.client import Bus
@@ -18,6 +18,7 @@ from shared.clock import monotonic_s
 from shared.config import Config
 from shared.errors import ErrorBody
 from shared.ids import place_of
+from shared.large import Large
 from shared.lifecycle import State
 from shared.messages import Chunks, Finished, Reset, Response, Resumed
 from shared.payer import Payer
@@ -36,9 +37,16 @@ WISHES = {f"x-headrace-{field.replace('_', '-')}": field for field in Wishes.__s
 
 class OpenAI:
     def __init__(
-        self, bus: Bus, config: Config, tails: Tails, submitter: Submitter, attendance: Attendance, auth: Auth
+        self,
+        bus: Bus,
+        config: Config,
+        tails: Tails,
+        submitter: Submitter,
+        large: Large,
+        attendance: Attendance,
+        auth: Auth,
     ) -> None:
-        self._bus, self._config, self._tails, self._submitter = bus, config, tails, submitter
+        self._bus, self._config, self._tails, self._submitter, self._large = bus, config, tails, submitter, large
         self._attendance, self._auth = attendance, auth
 
     def endpoint(self, route: str) -> Endpoint:
@@ -102,16 +110,12 @@ class OpenAI:
         await self._respond(route, answer, finished, send)
 
     async def _respond(self, route: str, answer: Answer, finished: Finished, send: Send) -> None:
-        result = await result_of(self._bus, answer.task_id, finished)
+        headers = [*answer.served.headers(), *retry_advice(finished.error)]
         if finished.state in OUR_ENDS and ROUTES[route].typed_errors:
-            result = typed(result)
-        await respond(
-            send,
-            finished.status,
-            result,
-            content_type=finished.content_type.encode("latin-1") or JSON,
-            headers=[*answer.served.headers(), *retry_advice(finished.error)],
-        )
+            result = await result_of(self._bus, self._large, answer.task_id, finished)
+            await respond(send, finished.status, typed(result), headers=headers)
+        else:
+            await respond_result(send, self._bus, self._large, answer.task_id, finished, headers)
 
     async def stream(self, route: str, answer: Answer, send: Send, asked_at_s: float, *, after: int = -1) -> None:
         """Chunks as they come. A failure before the first one is an ordinary error, as the engine itself answers it.
@@ -154,7 +158,7 @@ class OpenAI:
         if finished.status >= 400 or finished.content_type:
             await self._respond(route, answer, finished, send)
             return
-        result = await result_of(self._bus, answer.task_id, finished)
+        result = await result_of(self._bus, self._large, answer.task_id, finished)
         frames = frames_of(route, disassemble(route, result), after=after, whole=True)
         await send(start(200, EVENT_STREAM, answer.served.headers()))
         await self._end(send, frames + (DONE if ROUTES[route].done else b""))

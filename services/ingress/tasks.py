@@ -7,9 +7,9 @@ from msgspec import Raw, Struct
 from starlette.types import Receive, Scope, Send
 
 from services.ingress import metrics
-from services.ingress.answers import Waiting
+from services.ingress.answers import Waiting, respond_result
 from services.ingress.auth import Auth, may_see
-from services.ingress.http import JSON, Endpoint, header, query, read_body, respond
+from services.ingress.http import Endpoint, header, query, read_body, respond
 from services.ingress.places import tell_places
 from shared import request
 from shared.bus.client import Bus
@@ -19,6 +19,7 @@ from shared.config import Config
 from shared.errors import ErrorBody, InvalidRequest, NotEnded, TaskNotFound
 from shared.ids import place_of
 from shared.keys import ShardKeys, keys_of, shard_keys
+from shared.large import Large
 from shared.lifecycle import Lane, State
 from shared.messages import NULL, elsewhere, encode
 from shared.payer import Payer
@@ -81,7 +82,7 @@ class TaskView(Struct, kw_only=True, omit_defaults=True, tag_field="object", tag
     finish_reason: str | None = None
     usage: Raw = NULL
     result: Raw = NULL
-    """The engine's answer; if that is not JSON, its `content_type`, `bytes` and `url`."""
+    """The engine's answer; if that is not JSON, or too large for Redis, its `content_type`, `bytes` and `url`."""
     error: ErrorBody | None = None
     context: Raw = NULL
     metadata: Raw = NULL
@@ -106,9 +107,11 @@ class Links:
 class Tasks:
     """Whoever has proved who it is sees its own tenant's tasks, and no others."""
 
-    def __init__(self, bus: Bus, config: Config, links: Links, tails: Tails, submitter: Submitter, auth: Auth) -> None:
+    def __init__(
+        self, bus: Bus, config: Config, links: Links, tails: Tails, submitter: Submitter, large: Large, auth: Auth
+    ) -> None:
         self._bus, self._config, self._tails, self._submitter, self._auth = bus, config, tails, submitter, auth
-        self._canceller, self._links = Canceller(bus, config), links
+        self._canceller, self._links, self._large = Canceller(bus, config), links, large
         self._outlooks = Outlooks(bus, config.limits)
         self.submit = Endpoint("/v1/tasks", self._submit)
         self.show = Endpoint("/v1/tasks/{id}", self._show)
@@ -140,20 +143,16 @@ class Tasks:
         await respond(send, 200, encode(view), headers=[(b"x-headrace-task", task_id.encode())])
 
     async def _bytes(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The result as the engine made it, with its content type and status: what is not JSON is had here alone."""
+        """The result as the engine made it, with its content type and status: what is not JSON, or large, is had here alone."""
         task_id, payer = scope["path_params"]["id"], self._auth.payer(scope)
         query(scope, {})
         record = await self._record(task_id, payer)
-        finished = record.finished
         if not record.state.terminal:
             raise NotEnded(task_id, record.state)
-        keys, _ = keys_of(task_id)
-        result = await self._bus.bulk.call("HGET", keys.task(task_id), "result")
-        if result is None or finished is None:
+        if record.finished is None:
             raise TaskNotFound(task_id)
-        kind = finished.content_type.encode("latin-1") or JSON
         headers = [(b"x-headrace-task", task_id.encode())]
-        await respond(send, finished.status, result, content_type=kind, headers=headers)
+        await respond_result(send, self._bus, self._large, task_id, record.finished, headers)
 
     async def _cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
         """200 with the state after it; 202 for a task that is not here yet, and is not going to run when it comes."""
@@ -210,6 +209,8 @@ class Tasks:
         if record.state is not State.COMPLETED:
             return NULL
         keys, _ = keys_of(task_id)
+        if record.finished is not None and (stored := record.finished.stored) is not None:
+            return Raw(encode(elsewhere(task_id, stored.bytes, record.finished.content_type)))
         if record.finished is not None and (kind := record.finished.content_type):
             size = await self._bus.read("HSTRLEN", keys.task(task_id), "result")
             return Raw(encode(elsewhere(task_id, size, kind))) if size else NULL

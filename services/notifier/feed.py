@@ -161,8 +161,8 @@ class Feed:
 
     async def _end_whole(self, event: Finished) -> None:
         """The pieces were never made, or their log is gone: the end brings the whole."""
-        result = bytes(event.result)
-        while event.result is NULL:
+        result = b"" if event.stored is not None else bytes(event.result)
+        while event.result is NULL and event.stored is None:
             try:
                 result = await self._bus.bulk.call("HGET", self._tail.keys.task(self.task_id), "result") or b"null"
                 break
@@ -175,8 +175,8 @@ class Feed:
         head = self._head()
         if event.state is State.COMPLETED:
             done = Done(**head, n=event.last, finish=event.finish_reason, usage=event.usage)
-            if result is not None and (self._form == "chunks" or event.content_type):
-                done.result = result_in_json(self.task_id, result, event.content_type)
+            if result is not None and (self._form == "chunks" or event.content_type or event.stored is not None):
+                done.result = result_in_json(self.task_id, result, event)
             elif result is not None:
                 done.text = first_text(result) or ""
             self._push(done)

@@ -123,8 +123,8 @@ class Outbox:
 
 def make_reply(task_id: str, record: Record, result: bytes | None) -> Reply:
     task, finished = record.task, record.finished
-    completed = record.state is State.COMPLETED and bool(result)
-    kind = finished.content_type if finished else ""
+    said = result_in_json(task_id, result or b"", finished) if record.state is State.COMPLETED else NULL
+    is_elsewhere = finished is not None and (finished.content_type or finished.stored is not None)
     return Reply(
         event=f"{task_id}:{record.epoch}",
         id=task_id,
@@ -132,8 +132,8 @@ def make_reply(task_id: str, record: Record, result: bytes | None) -> Reply:
         status=record.state,
         model=task.model,
         user=task.user,
-        result=result_in_json(task_id, result, kind) if completed and result else NULL,
-        text=first_text(result) if completed and result and not kind else None,
+        result=said,
+        text=first_text(bytes(said)) if said is not NULL and not is_elsewhere else None,
         error=finished.error if finished else None,
         context=task.context,
         metadata=task.metadata,

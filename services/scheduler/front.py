@@ -8,11 +8,15 @@
 Every entry ends in one of four ways: a task, a cancelled task, a failed reply on the stream it names, or a dead letter in
 hr:refused. A faulty one never stops the others. Who pays is the door's tenant (shared/payer.py); a task that asks to wait for
 its tenant's limits (`on_limit`) is made like any other, and waits behind the door.
+
+A large body goes to the object store first, which may take long or forever. The door reads on meanwhile: what is late stays pending,
+and is acknowledged when it has ended. Who takes it over from here repeats it, which is harmless.
 """
 
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
@@ -28,10 +32,12 @@ from shared.config import Config
 from shared.errors import (
     BusError,
     ErrorBody,
+    HeadraceError,
     InvalidRequest,
     InvalidTaskId,
     ProducerUnknown,
     RequestError,
+    StoreUnavailable,
     TaskNotFound,
     WrongKeyType,
 )
@@ -47,6 +53,10 @@ from shared.wishes import tenant_of
 
 log = logging.getLogger(__name__)
 
+PATIENCE_S = 1.0
+"""For the entries of one read: what needs Redis alone takes milliseconds."""
+MOST_LATE = 32
+"""Entries that are under way beside the door: with as many it waits for what it has read, however long, and reads nothing more."""
 REFUSED_KEPT = 10_000
 """Dead letters of the door; older ones go. At 4 MiB each at most, an operator sees them long before memory does."""
 
@@ -58,19 +68,39 @@ class Front:
         self._canceller = Canceller(bus, config)
         self._producer = producer
         self._last_payer: Payer | None = None
+        self._late: dict[bytes, asyncio.Task[HeadraceError | None]] = {}
         self.door = keys.door(producer) if producer else keys.REQUESTS
 
     async def on_entries(self, entries: list[Entry]) -> Sequence[bytes]:
         """Raises: Unfinished, if Redis is out of reach or full."""
-        return settle(entries, await asyncio.gather(*(self._take(entry) for entry in entries)))
+        taken = {entry.id: asyncio.create_task(self._take(entry)) for entry in entries if entry.id not in self._late}
+        if taken:
+            await asyncio.wait(taken.values(), timeout=PATIENCE_S if len(self._late) < MOST_LATE else None)
+        for id, task in taken.items():
+            if not task.done():
+                self._late[id] = task
+                task.add_done_callback(partial(self._on_late, id))
+        ended = [entry for entry in entries if entry.id in taken and entry.id not in self._late]
+        return settle(ended, [taken[entry.id].result() for entry in ended])
 
-    async def _take(self, entry: Entry) -> BusError | None:
-        """What kept us from it."""
+    def _on_late(self, entry_id: bytes, task: asyncio.Task[HeadraceError | None]) -> None:
+        """What could not be done stays pending, and comes again."""
+        del self._late[entry_id]
+        if task.cancelled():
+            return
+        if (error := task.result()) is not None:
+            log.error("the entry %s of %s must wait: %s", entry_id.decode(), self.door, error)
+            return
+        self._bus.commands.post("XACK", self.door, keys.FRONT, entry_id)
+        self._bus.commands.post("XDEL", self.door, entry_id)
+
+    async def _take(self, entry: Entry) -> HeadraceError | None:
+        """What kept us from it. Without the object store only those wait whose body is to lie there: they come again."""
         try:
             metrics.DOOR.labels(await self._accept(entry)).inc()
         except (RequestError, WrongKeyType) as error:
             return await self._refuse(entry, error)
-        except BusError as error:
+        except (BusError, StoreUnavailable) as error:
             return error
         except Exception as error:  # one entry must never stop the others
             log.exception("entry %s of %s broke the scheduler", entry.id, self.door)

@@ -33,7 +33,7 @@ from shared.bus.client import BLOCK_MS, Bus
 from shared.bus.connection import Reply
 from shared.bus.streams import ensure_group, forget
 from shared.clock import monotonic_s
-from shared.errors import BusError, BusUnavailable, ConnectionLost, MemoryFull
+from shared.errors import BusError, BusUnavailable, ConnectionLost, HeadraceError, MemoryFull
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ class Unfinished(BusError):
         self.done = done
 
 
-def settle(entries: Sequence[Entry], kept_from: Sequence[BusError | None]) -> list[bytes]:
-    """What a handler answers, given what kept it from each entry. One that Redis refuses for its own sake stays pending and
-    comes again, but holds up no other.
+def settle(entries: Sequence[Entry], kept_from: Sequence[HeadraceError | None]) -> list[bytes]:
+    """What a handler answers, given what kept it from each entry. One that Redis refuses for its own sake, or that needs what is
+    away beside Redis, stays pending and comes again, but holds up no other.
 
     Raises: Unfinished, if Redis is out of reach or full.
     """
@@ -73,9 +73,9 @@ def settle(entries: Sequence[Entry], kept_from: Sequence[BusError | None]) -> li
     for error in kept_from:
         if isinstance(error, MemoryFull | BusUnavailable | ConnectionLost):
             raise Unfinished(f"{len(entries) - len(done)} entries must wait: {error}", done)
-    for entry, error in zip(entries, kept_from, strict=True):
-        if error is not None:
-            log.error("the entry %s must wait: %s", entry.id, error)
+    left = [(entry.id, error) for entry, error in zip(entries, kept_from, strict=True) if error is not None]
+    if left:  # in one line: an object store that is away may keep thousands waiting
+        log.error("%d entries must wait, such as %s: %s", len(left), *left[0])
     return done
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from services.cli.failure import INTERRUPTED, OK
+from services.cli.failure import INTERRUPTED, OK, TASK_FAILED, Failure
 from services.cli.up import model, redis_check
 from services.cli.up.deployment import Deployment
 from services.cli.up.home import Home, claim, default_folder
@@ -70,15 +70,26 @@ class Up:
         if self._options.once is not None:
             return await self._ask(urls["http"], self._options.once)
         if not self._options.json and self._may_ask():
-            await self._ask(urls["http"], QUESTION)
+            await self._greet(urls["http"])
         self._screen.say(f"running; Ctrl-C stops everything. Logs: {self._home.folder / 'log'}")
         return await asyncio.Future()
 
     def _may_ask(self) -> bool:
-        """Where keys are required, only with one."""
+        """Where keys are required, only with one; and never a callable, which is for what its own clients send."""
+        if (self._plan.engine or next(iter(self._plan.config.pools.values())).engine) == "python":
+            return False
         host = self._plan.environ.get("HEADRACE_INGRESS_HOST") or "127.0.0.1"
         required = keys_required(self._plan.config.policy, loopback=is_loopback(host))
         return not required or bool(self._plan.environ.get("HEADRACE_KEY"))
+
+    async def _greet(self, http_url: str) -> None:
+        """A question that shows that all works. A model that takes none, as one for embeddings, is no fault: it has been asked."""
+        try:
+            await self._ask(http_url, QUESTION)
+        except Failure as failure:
+            if failure.code != TASK_FAILED:
+                raise
+            self._screen.say(f"no answer: {failure}\n")
 
     async def _start(self, deployment: Deployment) -> dict[str, str]:
         """Redis, then all services at once, while the Redis is looked at. Raises: Failure."""

@@ -10,6 +10,7 @@ local ENDS = {
 }
 local HISTORY_BYTES = 8192
 local DEAD_KEPT = 10000
+local BURIED_MS = 7200000  -- twice the time between two looks of services/scheduler/object_sweep.py
 
 -- nil: there is none (or only the note that it was cancelled before it came).
 local function find(id)
@@ -48,11 +49,7 @@ end
 -- Live and for replay under one entry id.
 local function publish(task, event, journal)
   local entry = redis.call('XADD', task.bus, 'MINID', '~', now_ms - 120000, '*', 't', task.id, 's', task.session, 'e', event)
-  if journal ~= '' then
-    redis.call('XADD', task.log, entry, 'e', event, 'j', journal)
-  else
-    redis.call('XADD', task.log, entry, 'e', event)
-  end
+  redis.call('XADD', task.log, entry, 'e', event, unpack(journal ~= '' and {'j', journal} or {}))
 end
 
 -- The attempt that runs has ended, and is not the last one.
@@ -118,11 +115,14 @@ local function end_as(task, word, tokens)
   redis.call('HDEL', task.key, 'owner')
 end
 
--- A dead letter, with all that is needed to try again.
+-- A dead letter, with all that is needed to try again. A body that is elsewhere must stay for it: the hash, which says so, is
+-- there for long enough to be seen.
 local function bury(task, code, reason)
   local spec, body = unpack(redis.call('HMGET', task.key, 'spec', 'body'))
-  redis.call('XADD', base .. 'dead', 'MAXLEN', '~', DEAD_KEPT, '*', 'k', 'task', 't', task.id, 'code', code,
+  local entry = redis.call('XADD', base .. 'dead', 'MAXLEN', '~', DEAD_KEPT, '*', 'k', 'task', 't', task.id, 'code', code,
     'reason', reason, 'history', task.history, 'spec', spec or '', 'body', body or '')
+  redis.call('HSET', task.key, 'dead', entry)
+  if not body then redis.call('PEXPIRE', task.key, BURIED_MS, 'GT') end
 end
 
 -- Ask the worker that runs the task to end it as `word`. It is told through its own stream; its beats tell it again.
