@@ -90,6 +90,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     metadata: Raw = NULL
     output_kept_s: int = 0
     """Of the output and error files, from the end of the window; 0: as long as other files."""
+    webhook: str = ""
+    """Who is told of its end."""
 
 
 class Batch(Struct, frozen=True, kw_only=True):
@@ -128,10 +130,15 @@ class Batch(Struct, frozen=True, kw_only=True):
     salt: str = ""
     """Part of what its tasks' ids follow from: the batch's own may be computed by who guesses its key, and whoever knows the id of a
     task may cancel it before it comes."""
+    webhook: str = ""
+    """Who is to be told of its end. Empty: nobody, or it was told."""
 
 
 _TIMES = {status: f"{status}_at_ms" for status in Status}
-_TEXTS = ("status", "tenant", "key", "endpoint", "input_file_id", "window", "metadata", "model", "faults", "salt")
+_TEXTS = (
+    *("status", "tenant", "key", "endpoint", "input_file_id", "window", "metadata", "model", "faults", "salt"),
+    "webhook",
+)
 _NUMBERS = (
     *("output_kept_s", "created_at_ms", "expires_at_ms", "total", "fed", *End, "output_lines", "error_lines"),
     *("tokens_in", "tokens_out", "offset", "lines", "segments", *_TIMES.values()),
@@ -148,7 +155,8 @@ class Batches:
     async def make(self, asked: Asked, *, key: str = "", total: int = 0) -> Batch:
         """`key`: makes a repeat find the same batch. `total`: lines of the file, as far as they are known.
 
-        The indexes come first: an entry that leads nowhere is dropped, a batch that nobody finds would wait for ever.
+        The indexes come first: an entry that leads nowhere is dropped, a batch that nobody finds would wait for ever. It is looked at
+        soon, also if its id was that of another one, which has expired.
         Raises: IdempotencyConflict, WrongKeyType, BusError.
         """
         batch_id, at_ms, index = new_id(asked.tenant, key), now_ms(), keys.batches_of(asked.tenant)
@@ -156,7 +164,7 @@ class Batches:
         longest_ms = LONGEST_WINDOW_S * 1000 + self.kept_ms
         await self._bus.commands.call("ZREMRANGEBYSCORE", index, "-inf", at_ms - longest_ms)
         await self._bus.commands.call("PEXPIRE", index, longest_ms)
-        await self._bus.commands.call("ZADD", keys.BATCHES, "NX", at_ms, batch_id)
+        await self._bus.commands.call("ZADD", keys.BATCHES, at_ms, batch_id)
         verdict = await make(self._bus, batch_id, asked, total)
         if verdict == "conflict":
             raise IdempotencyConflict(key)
@@ -230,6 +238,7 @@ async def make(bus: Bus, batch_id: str, asked: Asked, total: int) -> str:
         "output_kept_s": asked.output_kept_s,
         "total": total,
         "salt": secrets.token_hex(16),
+        "webhook": asked.webhook,
     }
     fingerprint = hashlib.blake2b(msgspec.json.encode(asked), digest_size=16).hexdigest()
     args = [asked.window_s * 1000, fingerprint, *flat(fields)]

@@ -10,7 +10,8 @@ from starlette.types import Receive, Scope, Send
 from services.ingress.auth import Auth, may_see
 from services.ingress.http import Endpoint, header, query, read_body, respond
 from services.ingress.tasks import page_limit
-from shared.batches import DAY_S, LONGEST_WINDOW_S, Asked, Batch, Batches, End, Fault, Status, file_id_of
+from shared.batch_view import view
+from shared.batches import DAY_S, LONGEST_WINDOW_S, Asked, Batch, Batches, Status
 from shared.bus.client import Bus
 from shared.config import Config
 from shared.errors import BatchNotFound, BatchOver, FileNotFound, InvalidRequest
@@ -19,10 +20,12 @@ from shared.messages import NULL, encode
 from shared.reading import read
 from shared.request import check_name
 from shared.routes import ROUTES
+from shared.webhooks import check_webhook
 
 BODY_BYTES = 64 * 1024
 PURPOSE = "batch"
 """Of files that may be the input."""
+WEBHOOK = b"x-headrace-webhook"
 WINDOW = re.compile(r"([1-9]\d{0,3})([hd])")
 HOUR_S = 3600
 MOST_METADATA, LONGEST_NAME, LONGEST_VALUE = 16, 64, 512
@@ -39,53 +42,8 @@ class Create(Struct, frozen=True, forbid_unknown_fields=True):
     completion_window: str
     metadata: dict[str, str] | None = None
     output_expires_after: OutputExpiry | None = None
-
-
-class Counts(Struct):
-    total: int
-    completed: int
-    failed: int
-    cancelled: int
-    expired: int
-
-
-class Errors(Struct, tag_field="object", tag="list"):
-    data: list[Fault]
-
-
-class Usage(Struct):
-    input_tokens: int
-    output_tokens: int
-    total_tokens: int
-    input_tokens_details: dict[str, int]
-    output_tokens_details: dict[str, int]
-
-
-class BatchView(Struct, kw_only=True, tag_field="object", tag="batch"):
-    """A batch as clients see it. Times are Unix seconds."""
-
-    id: str
-    endpoint: str
-    model: str | None
-    errors: Errors | None
-    input_file_id: str
-    completion_window: str
-    status: Status
-    output_file_id: str | None
-    error_file_id: str | None
-    """Both can be read while the batch runs; none: there is nothing in it yet."""
-    created_at: int
-    in_progress_at: int | None
-    expires_at: int
-    finalizing_at: int | None
-    completed_at: int | None
-    failed_at: int | None
-    expired_at: int | None
-    cancelling_at: int | None
-    cancelled_at: int | None
-    request_counts: Counts
-    usage: Usage
-    metadata: Raw = NULL
+    webhook: str = ""
+    """Who is told of its end: an endpoint of the configuration, or a URL."""
 
 
 _create = msgspec.json.Decoder(Create)
@@ -95,7 +53,7 @@ class BatchDoor:
     """Whoever has proved who it is sees its own tenant's batches, and no others."""
 
     def __init__(self, bus: Bus, config: Config, files: Files, auth: Auth) -> None:
-        self._files, self._auth = files, auth
+        self._config, self._files, self._auth = config, files, auth
         self._batches = Batches(bus, config.limits.files_kept_s)
         self.create = Endpoint("/v1/batches", self._create)
         self.list = Endpoint("/v1/batches", self._list)
@@ -105,7 +63,7 @@ class BatchDoor:
     async def _create(self, scope: Scope, receive: Receive, send: Send) -> None:
         payer = self._auth.payer(scope)
         said: Create = read(_create, await read_body(scope, receive, BODY_BYTES), Create)
-        asked = asked_of(said, payer.tenant, payer.key)
+        asked = asked_of(said, payer.tenant, payer.key, self._webhook(scope, payer.tenant, said))
         self._files.objects  # noqa: B018 - raises, where there is no store
         file = await self._files.get(said.input_file_id)
         if not may_see(payer, file.tenant):
@@ -141,6 +99,16 @@ class BatchDoor:
         page: dict[str, Any] = {"object": "list", "data": views, "first_id": first, "last_id": last}
         await respond(send, 200, encode({**page, "has_more": len(found) > limit}))
 
+    def _webhook(self, scope: Scope, tenant: str, said: Create) -> str:
+        """As the body says it, or the header that all routes of the OpenAI API take. Raises: InvalidRequest."""
+        policy, named, field = self._config.policy, header(scope, WEBHOOK), WEBHOOK.decode()
+        if said.webhook and named not in ("", said.webhook):
+            raise InvalidRequest(
+                f"`webhook` is {said.webhook[:80]!r} and `{field}` is {named[:80]!r}: only one is told. Leave one of them out.",
+                param="webhook",
+            )
+        return check_webhook(policy, tenant, said.webhook) or check_webhook(policy, tenant, named, field=field)
+
     async def _own(self, scope: Scope) -> Batch:
         """Raises: BatchNotFound, also for one of others."""
         payer, batch_id = self._auth.payer(scope), scope["path_params"]["id"]
@@ -150,9 +118,9 @@ class BatchDoor:
         return batch
 
 
-def asked_of(said: Create, tenant: str, key: str) -> Asked:
+def asked_of(said: Create, tenant: str, key: str, webhook: str) -> Asked:
     """Raises: InvalidRequest."""
-    routes = [path for path, route in ROUTES.items() if not route.form]
+    routes = [path for path, route in ROUTES.items() if route.json]
     if said.endpoint not in routes:
         raise InvalidRequest(f"`endpoint` is {said.endpoint[:80]!r}; allowed: {', '.join(routes)}", param="endpoint")
     return Asked(
@@ -164,6 +132,7 @@ def asked_of(said: Create, tenant: str, key: str) -> Asked:
         window_s=window_s(said.completion_window),
         metadata=Raw(encode(checked(said.metadata))) if said.metadata is not None else NULL,
         output_kept_s=kept_s(said.output_expires_after),
+        webhook=webhook,
     )
 
 
@@ -206,31 +175,3 @@ def kept_s(said: OutputExpiry | None) -> int:
             param="output_expires_after.seconds",
         )
     return said.seconds
-
-
-def view(batch: Batch) -> BatchView:
-    at = {status: at_ms // 1000 or None for status, at_ms in batch.at_ms.items()}
-    used = batch.tokens_in, batch.tokens_out
-    return BatchView(
-        id=batch.id,
-        endpoint=batch.endpoint,
-        model=batch.model or None,
-        errors=Errors(batch.faults) if batch.faults else None,
-        input_file_id=batch.input_file_id,
-        completion_window=batch.window,
-        status=batch.status,
-        output_file_id=file_id_of(batch.id, "output") if batch.output_lines else None,
-        error_file_id=file_id_of(batch.id, "errors") if batch.error_lines else None,
-        created_at=batch.created_at_ms // 1000,
-        in_progress_at=at[Status.IN_PROGRESS],
-        expires_at=batch.expires_at_ms // 1000,
-        finalizing_at=at[Status.FINALIZING],
-        completed_at=at[Status.COMPLETED],
-        failed_at=at[Status.FAILED],
-        expired_at=at[Status.EXPIRED],
-        cancelling_at=at[Status.CANCELLING],
-        cancelled_at=at[Status.CANCELLED],
-        request_counts=Counts(batch.total, *(batch.ended[end] for end in End)),
-        usage=Usage(*used, sum(used), {"cached_tokens": 0}, {"reasoning_tokens": 0}),
-        metadata=batch.metadata,
-    )

@@ -1,7 +1,6 @@
 """Files over HTTP, as the OpenAI API has them: uploaded and read as streams, listed, deleted."""
 
 import contextlib
-import logging
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -12,7 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from services.ingress.auth import Auth, may_see
-from services.ingress.http import ClientGone, Endpoint, header, query, respond
+from services.ingress.http import ClientGone, Endpoint, ahead, header, query, respond
 from services.ingress.tasks import page_limit
 from services.ingress.uploads import FRAME_BYTES, Form, Lines
 from shared.config import Config
@@ -20,10 +19,9 @@ from shared.errors import FileNotFound, HeadraceError, InvalidRequest
 from shared.files import PROCESSED, File, Files, new_file_id, upload_key
 from shared.messages import encode
 
-log = logging.getLogger(__name__)
-
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
-"""What a client may upload a file for. Headrace itself reads only those of `batch`; the others it keeps."""
+"""What a client may upload a file for. Headrace itself reads only those of `batch`; the others it keeps, and gives
+them to callables whose tasks name them."""
 SHORTEST_S, LONGEST_S = 3600, 30 * 24 * 3600
 """Of `expires_after`, as the OpenAI API has it."""
 LONGEST_PAGE = 10_000
@@ -63,6 +61,7 @@ class FileRoutes:
     async def _create(self, scope: Scope, receive: Receive, send: Send) -> None:
         payer, limits = self._auth.payer(scope), self._config.limits
         _ = self._files.objects  # refused before anything is read, where there is no store
+        check_no_key(scope)
         form, file_id = Form(scope, receive, limits.file_bytes), new_file_id()
         await form.open()
         check_fields(form.fields)
@@ -172,19 +171,14 @@ async def seen(form: Form, lines: Lines | None) -> AsyncGenerator[bytes, None]:
         yield piece
 
 
-class Cut(Exception):
-    """The content of a file ended too soon, after its first bytes were sent: only a closed connection still says so."""
-
-
-async def ahead(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Raises: Cut."""
-    yield first
-    try:
-        async for piece in rest:
-            yield piece
-    except HeadraceError as error:
-        log.warning("the content of a file is cut off: %s", error)
-        raise Cut(str(error)) from error
+def check_no_key(scope: Scope) -> None:
+    """Whether a repeat brings the same content is known only when all of it was stored again. Raises: InvalidRequest."""
+    if header(scope, b"idempotency-key"):
+        raise InvalidRequest(
+            "An upload takes no Idempotency-Key: each makes a file of its own. Leave the header out, and delete what a "
+            "repeat has made twice; a batch made with the same key is made once.",
+            param="Idempotency-Key",
+        )
 
 
 def check_fields(fields: Mapping[str, str]) -> int:

@@ -2,6 +2,7 @@
 
     POST   /v1/responses                      with `background` it is answered at once, and goes on without its client
     GET    /v1/responses/{id}                 `stream=true&starting_after=N` brings the events behind number N, from the log
+    GET    /v1/responses/{id}/input_items     what it was asked, with all that it follows
     POST   /v1/responses/{id}/cancel          of one in the background
     DELETE /v1/responses/{id}                 what was asked and answered is removed
 
@@ -15,12 +16,14 @@ from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
+from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
 from services.ingress.answers import Waiting
 from services.ingress.attendance import Presence
 from services.ingress.auth import Auth, may_see
 from services.ingress.http import Endpoint, query, read_body, respond
+from services.ingress.input_items import page_of
 from services.ingress.openai import OpenAI
 from shared.bus.client import Bus
 from shared.bus.tail import Tails
@@ -28,9 +31,10 @@ from shared.cancel import Canceller
 from shared.clock import monotonic_s
 from shared.config import Config
 from shared.discard import discard
-from shared.errors import InvalidRequest, ResponseNotFound
+from shared.errors import InvalidRequest, ObjectMissing, ResponseNotFound
 from shared.ids import place_of, response_id, task_of_response
 from shared.keys import keys_of
+from shared.large import Large
 from shared.lifecycle import State
 from shared.messages import Response, encode
 from shared.payer import Payer
@@ -58,7 +62,7 @@ class Asked(Struct):
 
 
 class Kept(Struct, frozen=True):
-    """A response, as its task's hash holds it."""
+    """A response, as its task's hash holds it; what is too large for that is fetched where it is wanted."""
 
     task_id: str
     record: Record
@@ -83,14 +87,15 @@ _output = msgspec.json.Decoder(_Output)
 
 class Responses:
     def __init__(
-        self, bus: Bus, config: Config, tails: Tails, openai: OpenAI, canceller: Canceller, auth: Auth
+        self, bus: Bus, config: Config, tails: Tails, openai: OpenAI, large: Large, canceller: Canceller, auth: Auth
     ) -> None:
-        self._bus, self._config, self._tails, self._openai = bus, config, tails, openai
+        self._bus, self._config, self._tails, self._openai, self._large = bus, config, tails, openai, large
         self._canceller, self._auth = canceller, auth
         self.create = Endpoint(RESPONSES, self._create)
         self.show = Endpoint(PATH, self._show)
         self.delete = Endpoint(PATH, self._delete)
         self.cancel = Endpoint(f"{PATH}/cancel", self._cancel)
+        self.input_items = Endpoint(f"{PATH}/input_items", self._input_items)
 
     async def _create(self, scope: Scope, receive: Receive, send: Send) -> None:
         payer = self._auth.payer(scope)
@@ -113,8 +118,8 @@ class Responses:
             await self._openai.carry_out(wanted, receive, send)
             return
         task_id = await self._openai.submit(wanted)
-        kept_now = await self._find(response_id(task_id), payer)
-        await respond(send, 200, seen(kept_now), headers=[(b"x-headrace-task", task_id.encode())])
+        made = await self._find(response_id(task_id), payer)
+        await self._respond(send, replace(made, body=wanted.body))
 
     async def _for_engine(self, payer: Payer, body: bytes, former: str, *, background: bool) -> bytes:
         """Without what Headrace sees to. Raises: InvalidRequest, ResponseNotFound."""
@@ -134,6 +139,7 @@ class Responses:
             message = f"The response {response_id(former)} is {word}; only a completed one can be followed."
             raise InvalidRequest(message, param="previous_response_id")
         try:
+            kept = await self._with_result(await self._with_body(kept))
             return [*items_of(kept.body), *_output.decode(kept.result).output]
         except (InvalidRequest, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             message = f"The input or the output of {response_id(former)} is no list of items, so it cannot be followed."
@@ -150,7 +156,7 @@ class Responses:
             return
         if asked["starting_after"]:
             raise InvalidRequest("`starting_after` needs `stream=true`.", param="starting_after")
-        await respond(send, 200, seen(kept), headers=[(b"x-headrace-task", kept.task_id.encode())])
+        await self._respond(send, kept)
 
     async def _stream(self, kept: Kept, receive: Receive, send: Send, *, after: int) -> None:
         with (
@@ -158,6 +164,11 @@ class Responses:
             Presence(receive, answer.abandon),
         ):
             await self._openai.stream(RESPONSES, answer, send, monotonic_s(), after=after)
+
+    async def _input_items(self, scope: Scope, receive: Receive, send: Send) -> None:
+        payer = self._auth.payer(scope)
+        kept = await self._with_body(await self._find(scope["path_params"]["id"], payer))
+        await respond(send, 200, encode(page_of(items_of(kept.body), kept.task_id, scope)))
 
     async def _cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
         payer = self._auth.payer(scope)
@@ -173,7 +184,7 @@ class Responses:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(asyncio.shield(answer.finished), CANCEL_S)
             kept = await self._find(id, payer)
-        await respond(send, 200, seen(kept), headers=[(b"x-headrace-task", kept.task_id.encode())])
+        await self._respond(send, kept)
 
     async def _delete(self, scope: Scope, receive: Receive, send: Send) -> None:
         payer = self._auth.payer(scope)
@@ -184,7 +195,35 @@ class Responses:
             raise ResponseNotFound(id)
         if verdict != "discarded":
             raise InvalidRequest(f"The response {id} is {WORDS[State(verdict)]}: cancel it, or let it end.", param="id")
+        await self._remove_objects(kept)
         await respond(send, 200, encode({"id": id, "object": "response.deleted", "deleted": True}))
+
+    async def _respond(self, send: Send, kept: Kept) -> None:
+        """The response as far as there is one. Raises: as _with_body."""
+        if kept.record.state is State.COMPLETED:
+            kept = await self._with_result(kept)
+        else:
+            with suppress(ObjectMissing):  # what has become of it can be told all the same
+                kept = await self._with_body(kept)
+        await respond(send, 200, seen(kept), headers=[(b"x-headrace-task", kept.task_id.encode())])
+
+    async def _with_body(self, kept: Kept) -> Kept:
+        """Raises: NoObjectStore, ObjectMissing, StoreUnavailable."""
+        stored = kept.record.task.stored
+        if kept.body or stored is None:
+            return kept
+        return replace(kept, body=await self._large.get(kept.task_id, stored))
+
+    async def _with_result(self, kept: Kept) -> Kept:
+        """Raises: as _with_body."""
+        stored = kept.record.finished.stored if kept.record.finished is not None else None
+        return kept if stored is None else replace(kept, result=await self._large.get(kept.task_id, stored))
+
+    async def _remove_objects(self, kept: Kept) -> None:
+        """Of what was deleted. Should they not go, the sweep removes them with the rest of the task."""
+        for told in (kept.record.task, kept.record.finished):
+            if told is not None and told.stored is not None:
+                await self._large.drop(kept.task_id, told.stored)
 
     async def _find(self, id: str, payer: Payer, *, param: str = "id") -> Kept:
         """Raises: ResponseNotFound: also for what is another tenant's, or was not to be kept."""
@@ -197,7 +236,7 @@ class Responses:
         record = None if discarded else parse_record(values)
         if record is None or record.task.route != RESPONSES or not may_see(payer, record.task.tenant):
             raise ResponseNotFound(id, param=param)
-        kept = Kept(task_id, record, body or b"{}", result or b"")
+        kept = Kept(task_id, record, body or b"", result or b"")
         if not _said(kept).kept:
             raise ResponseNotFound(id, param=param)
         return kept

@@ -11,7 +11,7 @@ from shared.bus.client import Bus
 from shared.errors import ErrorBody, HeadraceError
 from shared.keys import keys_of
 from shared.lifecycle import Lane, State
-from shared.messages import NULL, Delivery, elsewhere, encode, result_in_json
+from shared.messages import NULL, Delivery, elsewhere, encode
 from shared.record import FIELDS, Record, parse_record
 
 RESULT_BYTES = 64 * 1024
@@ -48,6 +48,10 @@ class Ended(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="ob
     result: Raw = NULL
     """If it is large, or no JSON: where it is."""
     links: dict[str, str]
+
+
+class Subject(Struct):
+    id: str = ""
 
 
 async def read_body(bus: Bus, delivery: Delivery, base_url: str) -> bytes:
@@ -112,18 +116,29 @@ def forgotten_data(delivery: Delivery, base_url: str) -> Raw:
     return _raw(told)
 
 
+def subject_of(delivery: Delivery) -> str:
+    """What an event that is about no task is about, such as a batch; empty: its data has no id."""
+    try:
+        return msgspec.json.decode(delivery.data, type=Subject).id
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+
+
 def ended_as(delivery: Delivery) -> State:
     """Raises: ValueError."""
     return State(delivery.event.removeprefix("task."))
 
 
 def _result(task_id: str, record: Record, result: bytes | None, base_url: str) -> Raw:
-    if record.state is not State.COMPLETED or not result:
+    finished = record.finished
+    stored = finished.stored if finished else None
+    if record.state is not State.COMPLETED or not (result or stored):
         return NULL
-    content_type = record.finished.content_type if record.finished else ""
-    if len(result) <= RESULT_BYTES and not content_type:
-        return result_in_json(task_id, result, "")
-    place = elsewhere(task_id, len(result), content_type or "application/json")
+    content_type = finished.content_type if finished else ""
+    size = stored.bytes if stored is not None else len(result or b"")
+    if result and size <= RESULT_BYTES and not content_type:
+        return Raw(result)
+    place = elsewhere(task_id, size, content_type)
     return _raw(msgspec.structs.replace(place, url=base_url + place.url))
 
 

@@ -4,8 +4,8 @@ Problem. A receiver may answer at once, after 15 s, with an error for hours, or 
 events. None of that may delay another receiver, fill memory, or lose an event when a replica is killed.
 
 How a delivery goes
-  - The outbox reader, or who requeues a dead letter, adds it to the stream `hr:{webhooks}`; a replica reads it in the group
-    `webhooks` and tries it at once.
+  - The outbox reader, the scheduler of a batch, or who requeues a dead letter, adds it to the stream `hr:{webhooks}`; a replica
+    reads it in the group `webhooks` and tries it at once.
   - Its entry stays pending while it is tried, and is acknowledged after the 2xx. Who was killed in between leaves it pending:
     another replica takes it over (shared/bus/consume.py), and the receiver gets the same `webhook-id` again.
   - After a failure it goes to the zset `hr:{webhooks}:later`, in one step with the acknowledgement, and back when it is due.
@@ -37,7 +37,7 @@ from services.notifier import metrics
 from services.notifier.post import LONGEST_WAIT_S, Answer, Forbidden, Post, Unanswered
 from services.notifier.receivers import TENANT_HELD, TENANT_SLOTS, Receiver, Receivers, pause_s
 from services.notifier.scripts import promote, put_off
-from services.notifier.webhook_body import ended_as, read_body
+from services.notifier.webhook_body import ended_as, read_body, subject_of
 from shared import keys
 from shared.bus.client import Bus
 from shared.bus.connection import Arg
@@ -271,7 +271,7 @@ class Webhooks:
         metrics.WEBHOOKS.labels("dead").inc()
         letter: dict[Arg, Arg] = {
             "k": "webhook",
-            "t": delivery.task,
+            "t": delivery.task or subject_of(delivery),
             "code": HOPELESS.get(tried.outcome, "webhook_undeliverable"),
             "reason": reason,
             "tenant": delivery.tenant,

@@ -15,6 +15,8 @@ from services.scheduler.file_sweep import INTERVAL_S as FILES_SWEEP_S
 from services.scheduler.file_sweep import FileSweep
 from services.scheduler.housekeeping import INTERVAL_S, Housekeeping
 from services.scheduler.intake import Intake
+from services.scheduler.object_sweep import INTERVAL_S as OBJECTS_SWEEP_S
+from services.scheduler.object_sweep import ObjectSweep
 from services.scheduler.quota_sweep import INTERVAL_S as SWEEP_S
 from services.scheduler.quota_sweep import QuotaSweep
 from services.scheduler.settings import Settings
@@ -58,24 +60,27 @@ async def run(settings: Settings) -> None:
                 consumer(bus, replica, place.arrivals, keys.SCHEDULER, intake.on_arrivals, ARRIVALS_PER_READ),
                 Periodic(f"housekeeping of {place.tag}", INTERVAL_S, tidy),
             ]
+        objects = Objects(settings.objects_url) if settings.objects_url else None
+        submitter = Submitter(bus, deployment, objects)
         loops += [
-            Doors(bus, deployment, Submitter(bus, deployment), replica),
+            Doors(bus, deployment, submitter, replica),
             Periodic("the sweep of the quotas", SWEEP_S, QuotaSweep(bus, deployment).look),
             watching(deployment, start.terms.write),
         ]
-        if settings.objects_url:
-            files = Files(bus, Objects(settings.objects_url), deployment.limits.files_kept_s)
+        if objects is not None:
+            files = Files(bus, objects, deployment.limits.files_kept_s)
             loops += [
-                batches(bus, deployment, files),
+                batches(bus, deployment, files, submitter),
                 Periodic("the sweep of the files", FILES_SWEEP_S, FileSweep(bus, files).look),
+                Periodic("the sweep of the objects", OBJECTS_SWEEP_S, ObjectSweep(bus, objects).look),
             ]
         await serve(settings, stop, loops)
 
 
-def batches(bus: Bus, deployment: Config, files: Files) -> Holder:
+def batches(bus: Bus, deployment: Config, files: Files, submitter: Submitter) -> Holder:
     kept_s = deployment.limits.files_kept_s
     store, found = Store(bus, files, kept_s), Batches(bus, kept_s)
-    return Holder(Tools(bus, deployment, store, found, Submitter(bus, deployment), Canceller(bus, deployment)))
+    return Holder(Tools(bus, deployment, store, found, submitter, Canceller(bus, deployment)))
 
 
 def consumer(bus: Bus, replica: str, stream: str, group: str, handle: Handler, count: int) -> Consumer:

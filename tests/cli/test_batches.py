@@ -43,6 +43,11 @@ def test_items_that_failed_and_faults_of_the_file_are_told(client: Shell, tmp_pa
     assert (failed.returncode, "line 1: `method` is 'GET'" in failed.stderr) == (3, True)
 
 
+def test_webhook_that_may_not_be_named_is_refused(client: Shell, tasks_file: Path) -> None:
+    refused = client.run("batches", "create", str(tasks_file), "--webhook", "nobody")
+    assert (refused.returncode, "`webhook` is 'nobody'" in refused.stderr) == (1, True)
+
+
 def test_endpoint_is_that_of_the_first_line(client: Shell, tmp_path: Path) -> None:
     path = tmp_path / "tasks.jsonl"
     path.write_bytes(line(1, url="/v1/completions"))

@@ -38,6 +38,24 @@ def accepted(status: str = "pending") -> web.Response:
     return web.json_response({"id": "t", "status": status}, status=202)
 
 
+async def test_a_large_answer_is_fetched_where_it_lies_if_it_is_json() -> None:
+    async def handle(request: web.BaseRequest) -> web.Response:
+        if request.method == "POST":
+            return accepted("completed")
+        if request.path == "/v1/tasks/t/result":
+            return web.Response(text='{"n":\n 1e400}')
+        place = {"content_type": kind, "bytes": 14, "url": "/v1/tasks/t/result"}
+        return web.json_response({"id": "t", "status": "completed", "created_at_ms": 1, "result": place, "x": 1})
+
+    async with courier(handle) as (sender, _):
+        kind = "application/json"
+        _, content = await sender.carry(TASK)
+        assert content.endswith(b'"result":{"n":1e400},"x":1}')
+        kind = "audio/wav"
+        _, content = await sender.carry(TASK)
+        assert b'"content_type": "audio/wav"' in content
+
+
 async def test_an_end_is_waited_for_and_comes_as_it_is_in_one_line() -> None:
     states = iter(["pending", "processing"])
 

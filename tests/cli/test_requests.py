@@ -6,6 +6,8 @@ import httpx
 import msgspec
 import pytest
 
+from services.cli import requests
+from services.cli.failure import Failure
 from services.cli.requests import Refused, Sender, make_task
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -103,6 +105,36 @@ async def test_a_full_backlog_and_a_restart_are_waited_for_with_the_same_key() -
 
     assert (await sender(handle).send(TASK))["status"] == "completed"
     assert len(keys) == 1
+
+
+async def test_a_full_redis_is_waited_for_beyond_any_patience_and_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each answer comes when a server that is away would have been given up for long."""
+    clock, answers = iter(range(0, 10**6, 1000)), iter([503, 503, 429, 202])
+    monkeypatch.setattr(requests, "monotonic_s", lambda: float(next(clock)))
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"id": "t", "status": "completed", "created_at_ms": 1})
+        status = next(answers)
+        error = {"message": "Redis is full.", "code": "memory_full" if status == 503 else "backlog_full"}
+        return httpx.Response(
+            status, json={"id": "t", "status": "pending", "error": error}, headers={"retry-after": "0"}
+        )
+
+    assert (await sender(handle).send(TASK))["status"] == "completed"
+    assert capsys.readouterr().err.splitlines() == [
+        "headrace: waits as the server asks (memory_full)",
+        "headrace: waits as the server asks (backlog_full)",
+    ]
+
+
+async def test_a_server_that_is_out_of_order_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**6, 1000))
+    monkeypatch.setattr(requests, "monotonic_s", lambda: float(next(clock)))
+    with pytest.raises(Failure, match="503 Service Unavailable"):
+        await sender(lambda request: httpx.Response(503, content=b"no JSON")).send(TASK)
 
 
 async def test_a_refusal_is_not_repeated() -> None:

@@ -185,7 +185,9 @@ def test_ctrl_c_ends_a_command_whose_pipe_is_quiet(client: Shell, tmp_path: Path
     reader, writer = os.pipe()
     os.write(writer, b'{"input_text": "one"}\n')
     with client.start("submit", "-", "-o", str(tmp_path / "out"), stdin=reader) as process:
-        wait_blocking(lambda: (tmp_path / "out").exists() and (tmp_path / "out").read_text(), "the line is finished")
+        wait_blocking(
+            lambda: (tmp_path / "out").exists() and (tmp_path / "out").read_text(), "the line is finished", 30
+        )
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     os.close(reader)

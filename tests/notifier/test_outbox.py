@@ -1,5 +1,6 @@
 """What leaves a shard: replies and settlements, each at least once, and an entry is done when both are."""
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -10,7 +11,8 @@ from shared.bus.consume import Entry
 from shared.cancel import cancel
 from shared.config import Config
 from shared.keys import quota
-from shared.messages import Task, decode_delivery, encode
+from shared.lifecycle import State
+from shared.messages import Finished, Stored, Task, decode_delivery, encode
 from shared.policy import Live, Policy, Tenant
 from shared.quota import Quotas
 from tests.support import tasks
@@ -125,3 +127,18 @@ async def test_a_webhook_that_cannot_be_told_is_buried(bus: Bus, outbox: Outbox)
     [(_, letter)] = await tasks.entries(bus, tasks.SHARD.dead)
     assert letter[b"k"] == b"webhook"
     assert decode_delivery(letter[b"delivery"]).to == "orders"
+
+
+async def test_a_reply_says_where_a_result_is_that_is_too_large_for_redis(bus: Bus, outbox: Outbox) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner, reply_to="orders")
+    stored = Stored(name="x", bytes=5000)
+    event = Finished(attempt=1, last=0, state=State.COMPLETED, status=200, stored=stored)
+    ending = replace(tasks.ending(hand, 1, 0), result=b"", finished=encode(event))
+    assert await tasks.finish_one(bus, owner, ending) == "ok"
+    assert len(await carry_out(bus, outbox)) == 1
+    ((_, fields),) = await tasks.entries(bus, keys.reply("orders"))
+    reply = msgspec.json.decode(fields[b"reply"])
+    url = f"/v1/tasks/{hand.id}/result"
+    assert reply["result"] == {"content_type": "application/json", "bytes": 5000, "url": url}
+    assert "text" not in reply

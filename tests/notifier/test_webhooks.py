@@ -256,6 +256,15 @@ async def test_after_the_last_try_it_is_a_dead_letter_that_starts_over(
     await wait_until(lambda: empty(bus), "the delivery is done")
 
 
+async def test_a_dead_letter_of_a_batch_names_it(bus: Bus, start: Start, receiver: Receiver, tmp_path: Path) -> None:
+    receiver.says = lambda hit: answer(410)
+    await start(config(tmp_path, orders=receiver.url))
+    await announce(bus, replace(DELIVERY, data=Raw(b'{"object":"batch","id":"batch_1"}')))
+    await wait_until(lambda: letters(bus), "there is a dead letter")
+    [letter] = await letters(bus)
+    assert letter[b"t"] == b"batch_1"
+
+
 async def test_who_answers_410_is_sent_nothing_more(bus: Bus, start: Start, receiver: Receiver, tmp_path: Path) -> None:
     receiver.says = lambda hit: answer(410)
     await start(config(tmp_path, orders=receiver.url))

@@ -1,17 +1,23 @@
 """The stream doors: orders to cancel, by our id or the producer's own, before or after the task; and who pays."""
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.scheduler import front as front_of_doors
 from services.scheduler.front import Front
 from shared import keys
 from shared.bus.client import Bus
 from shared.bus.consume import Entry
-from shared.config import Config
+from shared.bus.streams import append, ensure_group
+from shared.config import Config, Limits
+from shared.objects import Objects
 from shared.policy import Key, Live, Policy, Producer, Tenant
 from shared.submit import Submitter
 from tests.support import tasks
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -233,3 +239,84 @@ async def states_by_tenant(bus: Bus) -> dict[bytes, bytes]:
 async def hash_of(bus: Bus, key: bytes) -> dict[bytes, bytes]:
     flat = await bus.commands.call("HGETALL", key)
     return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+async def test_without_the_object_store_large_entries_wait_and_small_ones_go_on(bus: Bus, tmp_path: Path) -> None:
+    """They stay pending, and so come again."""
+    config = Config(pools=tasks.CONFIG.pools, limits=Limits(inline_bytes=1024))
+    front = Front(bus, config, Submitter(bus, config, Objects((tmp_path / "objects").as_uri())))
+    (tmp_path / "objects").rename(tmp_path / "away")
+    come = [
+        Entry(b"1-0", {b"input_text": b"x" * 2000, b"reply_to": b"orders"}),
+        Entry(b"2-0", {b"input_text": b"x"}),
+    ]
+    assert await front.on_entries(come) == [b"2-0"]
+    assert await states(bus) == ["pending"]
+    assert await tasks.entries(bus, keys.reply("orders")) == []
+    (tmp_path / "away").rename(tmp_path / "objects")
+    assert await front.on_entries(come[:1]) == [b"1-0"]
+    assert await states(bus) == ["pending", "pending"]
+
+
+class Slow(Objects):
+    """Takes nothing before it is opened."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.asked, self.opened = 0, asyncio.Event()
+
+    async def put(self, key: str, data: bytes) -> None:
+        self.asked += 1
+        await self.opened.wait()
+        await super().put(key, data)
+
+
+@pytest.fixture
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slow:
+    """And a door that waits for nothing."""
+    monkeypatch.setattr(front_of_doors, "PATIENCE_S", 0.0)
+    return Slow((tmp_path / "objects").as_uri())
+
+
+async def test_an_entry_that_takes_long_holds_up_no_other_and_is_acknowledged_in_the_end(bus: Bus, slow: Slow) -> None:
+    config = Config(pools=tasks.CONFIG.pools, limits=Limits(inline_bytes=1024))
+    front = Front(bus, config, Submitter(bus, config, slow))
+    await ensure_group(bus, front.door, keys.FRONT)
+    for text in ("x" * 2000, "x"):
+        await append(bus, front.door, {"input_text": text})
+    ((_, read),) = await bus.commands.call("XREADGROUP", "GROUP", keys.FRONT, "x", "STREAMS", front.door, ">")
+    come = [Entry(id, dict(zip(fields[::2], fields[1::2], strict=True))) for id, fields in read]
+    assert await front.on_entries(come) == []
+
+    async def left() -> tuple[int, int]:
+        pending, *_ = await bus.commands.call("XPENDING", front.door, keys.FRONT)
+        return pending, await bus.commands.call("XLEN", front.door)
+
+    async def one_is_left() -> bool:
+        return await left() == (1, 1)
+
+    async def none_is_left() -> bool:
+        return await left() == (0, 0)
+
+    await wait_until(one_is_left, "the small one is done with")
+    assert await front.on_entries(come[:1]) == []  # it comes again, while it is under way
+    assert (await states(bus), slow.asked) == (["pending"], 1)
+    slow.opened.set()
+    await wait_until(none_is_left, "the large one is done with")
+    assert await states(bus) == ["pending", "pending"]
+
+
+async def test_a_door_reads_nothing_more_while_too_many_entries_are_late(
+    bus: Bus, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a store that hangs would fill the memory of the scheduler."""
+    monkeypatch.setattr(front_of_doors, "MOST_LATE", 1)
+    config = Config(pools=tasks.CONFIG.pools, limits=Limits(inline_bytes=1024))
+    front = Front(bus, config, Submitter(bus, config, slow))
+    large = [Entry(f"{number}-0".encode(), {b"input_text": b"x" * 2000}) for number in (1, 2)]
+    assert await front.on_entries(large[:1]) == []
+    second = asyncio.create_task(front.on_entries(large[1:]))
+    await wait_until(lambda: slow.asked == 2, "both are on their way")
+    slow.opened.set()
+    assert await second == [b"2-0"]
+    await wait_until(lambda: not front._late, "the first one is done with")

@@ -22,10 +22,15 @@ submit tasks, which the next one finds, and put objects, which are orphans.
 Invariants
   - fed = open + ended, and completed + failed + cancelled + expired = ended, after every script; total - fed was not begun.
   - A holder's memory is only a copy. After any error it is thrown away and read again, as the next holder would.
-  - At most `limits.batch_window` items of a tenant are tasks at once, for each scheduler. A refusal (a full backlog, a tenant's
+  - At most `limits.batch_window` items of a tenant are tasks at once, for each scheduler, or one for each batch that has had a place,
+    if those are more: batches that stand still must not keep their tenant's others from going on. A refusal (a full backlog, a tenant's
     allowance, a full Redis, a deadline that cannot be met yet) means to wait, and what has ended is gathered on meanwhile; so do an
     object store and a Redis out of reach. Only the deadline of the batch ends the waiting.
-  - A tenant has no more of a scheduler's places than it leaves free: batches that wait keep nobody else's from beginning.
+  - A tenant takes no more of a scheduler's places than it leaves free, and a batch in which nothing moves gives up its place to one
+    that waits: its tasks wait on, count against its tenant's window, and it is gathered when it has a place again. So does one that
+    moves, after a turn, to a tenant that has fewer places by more than one. What is validated or tidied gives up nothing: it would
+    be begun anew each time, and might never be done.
+  - A batch stays in the index, and its hash does not expire, until its webhook was told of its end.
 
 Rejected: one task for the whole batch (its end is all or nothing), counting replies as they come (they may come twice),
 appending to one output object (object stores do not), a reply that carries the item's number (anybody may write to a reply stream;

@@ -22,7 +22,8 @@ class Ending(Struct, frozen=True):
     tokens_in: int = 0
     tokens_out: int = 0
     kept: bool = False
-    """Its task is kept for as long as any: others may be given its answer, or its line only says where that is."""
+    """Its task is kept for as long as any: others may be given its answer, or its line only says where that is; or it failed, and its
+    body is in the object store (object_sweep.py)."""
 
 
 class Usage(Struct):

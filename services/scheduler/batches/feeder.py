@@ -13,7 +13,7 @@ from services.scheduler.batches.items import reply_name
 from services.scheduler.batches.validation import validate
 from services.scheduler.batches.work import Fenced, OutOfStep, Tools, Work, read_work, stop_of
 from shared import keys
-from shared.batches import ENDS, Batch, End, Fence, Status, move
+from shared.batches import ENDS, End, Fence, Status, move
 from shared.bus.connection import Arg
 from shared.clock import monotonic_s
 from shared.errors import BatchNotFound, BusError, InvalidTaskId, ObjectMissing, StoreUnavailable
@@ -33,8 +33,20 @@ class Feeder:
         """`window`: how many of its items may be tasks at once."""
         self._tools, self._id, self._fence, self._window = tools, batch_id, fence, window
         self._look_at_s = 0.0
-        self.batch: Batch | None = None
-        """As it was read last."""
+        self._moved_s, self._pausing = monotonic_s(), False
+        self._fed_from_s: float | None = None
+        self.work: Work | None = None
+        """As it was read last, and has gone on since."""
+
+    @property
+    def still_s(self) -> float:
+        """How long nothing has moved; 0 while it is at work, which its next holder would have to begin anew."""
+        return monotonic_s() - self._moved_s if self._pausing else 0.0
+
+    @property
+    def turn_s(self) -> float:
+        """How long it has been fed and gathered at a stretch; 0 while it is validated or tidied."""
+        return monotonic_s() - self._fed_from_s if self._fed_from_s is not None else 0.0
 
     async def run(self) -> None:
         """Until the batch has ended, or another one holds it. What is out of reach is waited for, and told."""
@@ -52,7 +64,7 @@ class Feeder:
                 log.warning("%s waits: %s", self._id, str(error) or "the object store does not answer")
             except Exception:  # a batch is never given up
                 log.exception("%s broke its feeder; it is read again", self._id)
-            await asyncio.sleep(random.uniform(*PAUSE_S))
+            await self._pause(random.uniform(*PAUSE_S))
 
     async def _work(self) -> None:
         """Raises: whatever keeps it from going on; all that is remembered is forgotten then."""
@@ -69,15 +81,15 @@ class Feeder:
             await self._feed(work)
 
     async def _read(self) -> Work:
-        work = await read_work(self._tools, self._id, self._fence)
-        self.batch = work.batch
-        return work
+        self.work = await read_work(self._tools, self._id, self._fence)
+        return self.work
 
     async def _feed(self, work: Work) -> None:
         feeding = Feeding(self._tools, work, await read_twice(self._tools, work), self._window)
         gathering = Gathering(self._tools, work, feeding.again)
         try:
             await gathering.file_rest()
+            self._fed_from_s = monotonic_s()
             while not (feeding.over and not work.open):
                 await self._look_for_stop(work)
                 busy = await gathering.take()
@@ -87,11 +99,21 @@ class Feeder:
                 busy |= await feeding.feed()
                 ended, feeding.ended = feeding.ended, []
                 await gathering.look(ended)
+                if busy or work.endings:  # a slow batch gathers a segment for longer than it may stand still
+                    self._moved_s = monotonic_s()
                 if not busy:
-                    await asyncio.sleep(IDLE_S)
+                    await self._pause(IDLE_S)
         finally:
+            self._fed_from_s = None
             await feeding.close()
         await self._finish(work)
+
+    async def _pause(self, pause_s: float) -> None:
+        self._pausing = True
+        try:
+            await asyncio.sleep(pause_s)
+        finally:
+            self._pausing = False
 
     async def _look_for_stop(self, work: Work) -> None:
         """A client asks for it, or the window is over. What runs is told; the rest is never begun."""

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from services.scheduler import metrics
 from services.scheduler.batches.endings import Ending, answered, lost
@@ -15,10 +16,11 @@ from shared import keys
 from shared.batches import End
 from shared.bus.connection import Reply as Answer
 from shared.clock import monotonic_s
+from shared.errors import ObjectMissing
 from shared.ids import new_nonce
 from shared.keys import keys_of
 from shared.lifecycle import State
-from shared.messages import NULL, Reply, encode, result_in_json
+from shared.messages import NULL, Finished, Reply, encode, is_json_elsewhere, result_in_json
 from shared.record import FIELDS, parse_record
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ SEGMENT_S, SEGMENT_GROWTH, LONGEST_SEGMENT_S = 1.0, 0.01, 60.0
 86,000, and a quick one is still read a second after an item has ended."""
 SILENCE_S = 30.0
 """Without any end, while there are tasks: they are looked at, should a reply have been lost."""
+FIRST_LOOK_S = 5.0
+"""The first look comes so soon: a batch in which nothing moves may not keep its holder for longer (holder.STILL_S)."""
 KEPT_MS = 600_000
 """Of a task whose line is in the output: long enough for whoever still repeats something. Without it a large batch would fill
 Redis with what is in the object store."""
@@ -48,7 +52,8 @@ class Gathering:
         self._stream = keys.reply(reply_name(work.batch.id))
         self._cursor = b"0-0"
         self._largest = READ_BYTES
-        self._news_s = self._oldest_s = monotonic_s()
+        self._oldest_s = monotonic_s()
+        self._news_s = self._oldest_s - max(0.0, SILENCE_S - FIRST_LOOK_S)
         self._segments = work.batch.segments
 
     async def take(self) -> bool:
@@ -60,8 +65,10 @@ class Gathering:
             self._news_s = monotonic_s()
             self._largest = max(self._largest // 2, *(len(value) for _, fields in entries for value in fields))
         for entry, fields in entries:
-            await self._on_reply(dict(zip(fields[::2], fields[1::2], strict=True)).get(b"reply", b""))
+            large = await self._on_reply(dict(zip(fields[::2], fields[1::2], strict=True)).get(b"reply", b""))
             self._cursor = entry
+            if large:
+                await self.commit(hurry=False)  # all of a page would be in memory
         if self._work.numbers and monotonic_s() - self._news_s > SILENCE_S:
             await self.look(list(self._work.numbers.values()))
             self._news_s = monotonic_s()
@@ -147,27 +154,34 @@ class Gathering:
         ways = (keys_of(id)[0].task(id) for id in ids)
         await asyncio.gather(*(self._tools.bus.commands.call("PEXPIRE", key, KEPT_MS, "LT") for key in ways))
 
-    async def _on_reply(self, data: bytes) -> None:
-        """A reply for no open item is a repeat, or a stranger's."""
+    async def _on_reply(self, data: bytes) -> bool:
+        """A reply for no open item is a repeat, or a stranger's. True: its answer was fetched from the object store."""
         try:
             reply = _reply.decode(data)
             state = State(reply.status)
         except (msgspec.DecodeError, ValueError, RecursionError):
             log.warning("%s: an entry of %s is no reply", self._work.batch.id, self._stream)
-            return
+            return False
         number = self._work.numbers.get(reply.id)
         if number is None:
-            return
+            return False
         item = self._work.open[number]
-        if state is State.COMPLETED and reply.result is not NULL:
+        large = state is State.COMPLETED and is_json_elsewhere(reply.id, reply.result)
+        if large:
+            await self._from_hash(number, item, reply)
+        elif state is State.COMPLETED and reply.result is not NULL:
             self._add(answered(self._work.batch.id, number, item, state, 200, bytes(reply.result)))
         elif state in (State.COMPLETED, State.FAILED):
             await self._from_hash(number, item, reply)
         else:
             self._add(answered(self._work.batch.id, number, item, state, 0, b""))
+        return large
 
     async def _from_hash(self, number: int, item: Item, reply: Reply | None = None) -> None:
-        """A reply has no HTTP status, and of a failure not the engine's own words. Raises: BusError."""
+        """A reply has no HTTP status, of a failure not the engine's own words, and no large answer.
+
+        Raises: BusError, StoreUnavailable, TimeoutError.
+        """
         key = keys_of(item.task_id)[0].task(item.task_id)
         *values, result = await self._tools.bus.read("HMGET", key, *FIELDS, "result")
         record = parse_record(values)
@@ -176,14 +190,30 @@ class Gathering:
         batch_id = self._work.batch.id
         if record is not None and not record.state.terminal:  # somebody else's word for it
             return
-        if record is not None and (result or record.state not in (State.COMPLETED, State.FAILED)):
-            kind = finished.content_type if finished is not None else ""
-            body = bytes(result_in_json(item.task_id, result, kind)) if result else b""
-            self._add(answered(batch_id, number, item, record.state, record.status, body))
+        body = await self._body(item.task_id, result or b"", finished)
+        if record is not None and (body or record.state not in (State.COMPLETED, State.FAILED)):
+            ending = answered(batch_id, number, item, record.state, record.status, body)
+            if record.state is State.FAILED and record.task.stored is not None:  # its dead letter may need that body
+                ending = replace(ending, kept=True)
+            self._add(ending)
         elif error is not None:
             self._add(answered(batch_id, number, item, State.FAILED, 500, encode({"error": error})))
         else:
             self._add(lost(batch_id, number, item))
+
+    async def _body(self, task_id: str, result: bytes, finished: Finished | None) -> bytes:
+        """What the line says of the answer: all of it if it is JSON, else where it is. Empty: there is none any more.
+
+        Raises: StoreUnavailable, TimeoutError.
+        """
+        if finished is None or finished.stored is None or finished.content_type:
+            said = result_in_json(task_id, result, finished)
+            return b"" if said is NULL else bytes(said)
+        try:
+            return await self._tools.store.answer(task_id, finished.stored)
+        except ObjectMissing as error:
+            log.error("%s: %s", self._work.batch.id, error)
+            return b""
 
     def _add(self, ending: Ending) -> None:
         self._work.numbers.pop(ending.task_id or self._work.open[ending.number].task_id, None)

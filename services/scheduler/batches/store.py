@@ -10,6 +10,8 @@ from shared.bus.client import Bus
 from shared.clock import now_ms
 from shared.errors import FileNotFound, HeadraceError
 from shared.files import Files
+from shared.large import object_key
+from shared.messages import Stored
 
 PATIENCE_S = 120.0
 """For one piece or one segment. A store that hangs must not hold a batch for ever; its feeder begins again."""
@@ -46,6 +48,11 @@ class Store:
             for kind, data in contents.items():
                 if data:
                     await self._files.objects.put(_key(batch, kind, segment), data)
+
+    async def answer(self, task_id: str, stored: Stored) -> bytes:
+        """One that was too large for Redis. Raises: ObjectMissing."""
+        async with asyncio.timeout(PATIENCE_S):
+            return await self._files.objects.get(object_key(task_id, stored))
 
     async def file(self, batch: Batch, kind: str, segment: str, size: int) -> None:
         """The segment is part of its file; harmless when repeated."""

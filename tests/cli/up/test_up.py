@@ -51,6 +51,28 @@ def test_once_prints_the_answer_and_leaves_no_process(shell: Shell) -> None:
     assert shell.processes() == []
 
 
+@pytest.mark.parametrize(
+    ("pool", "asked"),
+    [
+        ('engine = "echo"\n[pools.small.echo]\nmax_model_len = 8', True),
+        ('engine = "python"\n[pools.small.python]\ncallable = "tests.support.echoing:echoing"', False),
+    ],
+)
+def test_a_model_that_answers_no_question_is_no_fault(shell: Shell, pool: str, asked: bool) -> None:
+    file = shell.folder / "headrace.toml"
+    file.write_text(f'[pools.small]\nmodel = "small"\n{pool}\n')
+    with shell.start("up", "--port", "0", "--ws-port", "0", "--config", str(file)) as process:
+        assert process.stderr is not None
+        said = ""
+        while "running" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert (process.returncode, "no answer: " in said, "sky" in said) == (OK, asked, asked)
+
+
 def test_json_is_one_line_with_the_urls_and_a_signal_stops_everything(shell: Shell) -> None:
     with shell.start(*UP, "--json", "--replicas", "ingress=2,notifier=2") as process:
         urls = ready(process)

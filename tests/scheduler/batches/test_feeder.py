@@ -1,5 +1,6 @@
 """A batch is fed to its end: each line once, in one file, whatever dies, is refused or is out of reach meanwhile."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from msgspec.structs import replace
 
 from services.inference.scripts import Ending, Hand
 from services.scheduler.batches import feeder, feeding, gathering
+from services.scheduler.batches.feeder import Feeder
 from services.scheduler.batches.gathering import Gathering
 from services.scheduler.batches.items import Item
 from services.scheduler.batches.work import read_work
@@ -26,6 +28,7 @@ from shared.request import Request
 from shared.submit import Submitted, Submitter
 from tests.support import batches, tasks
 from tests.support.batches import FAILS, Engine, Fate, MortalBus, fed, line, made, nothing_left, read_lines, tools
+from tests.support.waiting import wait_until
 
 LINES = [
     line(0),
@@ -337,6 +340,55 @@ class Silent(Engine):
     async def serve(self) -> None:
         await self._run()
         await self._bus.commands.call("DEL", tasks.SHARD.outbox)
+
+
+async def test_first_look_at_the_tasks_comes_soon_after_the_batch_was_taken(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one that gives up its place again and again would never find an end whose reply was lost."""
+    monkeypatch.setattr(gathering, "SILENCE_S", 3600.0)
+    monkeypatch.setattr(gathering, "FIRST_LOOK_S", 0.0)
+    batch = await made(bus, tmp_path, LINES[:1])
+
+    class Deaf(Engine):
+        async def serve(self) -> None:
+            await super().serve()
+            await bus.commands.call("UNLINK", keys.reply(f"batch.{batch.id}"))
+
+    feeding = Feeder(tools(bus, tmp_path), batch.id, await batches.held(bus, batch.id), lambda: 8)
+    running = asyncio.create_task(feeding.run())
+    await wait_until(lambda: feeding.work is not None and feeding.work.numbers, "it has a task")
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    engine = Deaf(bus)
+    await engine.serve()
+    assert len(engine.ran) == 1
+    await fed(bus, tools(bus, tmp_path), batch.id, engine=engine)
+    assert (await read(bus, batch)).ended[End.COMPLETED] == 1
+
+
+async def test_batch_does_not_stand_still_while_it_gathers_a_segment(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who gives up its place forgets what was gathered: a slow batch would never name a segment."""
+    monkeypatch.setattr(gathering, "SEGMENT_S", 3600.0)
+    monkeypatch.setattr(feeder, "IDLE_S", 0.01)
+    batch = await made(bus, tmp_path, LINES[:1] + LINES[3:4])
+    feeding = Feeder(tools(bus, tmp_path), batch.id, await batches.held(bus, batch.id), lambda: 1)
+    running, engine = asyncio.create_task(feeding.run()), Engine(bus)
+
+    async def gathered() -> bool:
+        engine.holds = bool(engine.ran)
+        await engine.serve()
+        return feeding.work is not None and len(feeding.work.endings) == 1
+
+    await wait_until(gathered, "one has ended, and waits for the other")
+    before_s = feeding._moved_s
+    await wait_until(
+        lambda: feeding._moved_s > before_s + 0.05 and feeding._pausing, "it counts as moving while it pauses"
+    )
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_end_whose_reply_was_lost_is_found_by_a_look_at_the_task(
