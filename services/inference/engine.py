@@ -6,6 +6,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from shared.errors import HeadraceError
+from shared.files import Files
 
 
 class Chunk(Struct, frozen=True):
@@ -31,6 +32,10 @@ class Call(Struct, frozen=True, kw_only=True):
     """Of the body, as HTTP says it; empty: JSON."""
     priority: int
     """0 interactive, 1 normal, 2 batch."""
+    tenant: str = ""
+    """Whose task it is."""
+    files: Files | None = None
+    """Where the tenant's files are read and kept, for engines whose tasks name some; None: nowhere."""
     published: tuple[Chunk, ...] = ()
     """What earlier attempts of the task published of a streamed answer: chunks 1 to n, in order, byte for byte."""
 
@@ -46,6 +51,8 @@ class Answer(Struct, frozen=True, kw_only=True):
     """Of the body, as HTTP says it; empty: JSON."""
     retry_after_s: float = 0
     """What an engine over HTTP asks to be left alone for, with a refusal; 0: it did not say."""
+    unreached: bool = False
+    """Nothing could be asked: a failure that is not the task's. The engine has no slots then, until it is worth trying again."""
 
 
 class Capacity(Struct, frozen=True, kw_only=True):

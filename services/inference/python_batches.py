@@ -12,14 +12,21 @@ from collections.abc import Iterable
 from itertools import count
 
 from services.inference.engine import Answer, Chunk, EngineDead
+from services.inference.python_frames import Body, Value
+
+BATCH_BYTES = 64 * 1024 * 1024
+"""A batch with so much is full: it is held once here and once in the process, twice for a moment. Smaller: large bodies lose the
+company that they batch for."""
+
+Told = Chunk | Answer | Value | EngineDead
 
 
 class Item:
     """One call in the engine."""
 
-    def __init__(self, task_id: str, body: bytes, priority: int) -> None:
+    def __init__(self, task_id: str, body: Body, priority: int) -> None:
         self.task_id, self.body, self.priority = task_id, body, priority
-        self.pieces: asyncio.Queue[Chunk | Answer | EngineDead] = asyncio.Queue()
+        self.pieces: asyncio.Queue[Told] = asyncio.Queue()
         self.begun = False
         """It has made chunks: it cannot be run again unseen."""
         self.made = 0
@@ -30,11 +37,15 @@ class Item:
         """It was answered, or nobody waits for it any more."""
         self.job: Job | None = None
 
-    def tell(self, piece: Chunk | Answer | EngineDead) -> None:
+    def tell(self, piece: Told) -> None:
         if self.over:
             return
         self.begun, self.over = True, not isinstance(piece, Chunk)
         self.pieces.put_nowait(piece)
+
+    def let_go(self) -> None:
+        """It is over. It and its job hold each other, and so would the body be held, until some collection of garbage."""
+        self.body, self.job = Body(b""), None
 
 
 class Job:
@@ -69,21 +80,26 @@ class Batches:
         self._size, self._wait_s = size, wait_s
         self._since: dict[Item, float] = {}
         """In order of their coming."""
+        self._bytes = 0
+        """Of the bodies of these."""
         self._urgent: list[tuple[int, int, Item]] = []
         self._numbers = count()
         self._again: deque[list[Job]] = deque()
 
     def add(self, item: Item, now_s: float) -> None:
         self._since[item] = now_s
+        self._bytes += item.body.size
         heapq.heappush(self._urgent, (item.priority, next(self._numbers), item))
 
     def add_again(self, groups: Iterable[list[Job]]) -> None:
         """Before everything else, for their items have waited once. What is alone goes to one process with its group."""
         self._again.extendleft(reversed(list(groups)))
 
-    def remove(self, item: Item) -> None:
-        """Nobody waits for it any more. One that runs, or is run again, is left to its job."""
-        self._since.pop(item, None)
+    def remove(self, item: Item) -> bool:
+        """Nobody waits for it any more, or it goes; did it wait? One that runs, or is run again, is left to its job."""
+        waited = self._since.pop(item, None) is not None
+        self._bytes -= item.body.size if waited else 0
+        return waited
 
     @property
     def due_at_s(self) -> float | None:
@@ -95,13 +111,16 @@ class Batches:
         if jobs := self._next_again(empty=empty):
             return jobs
         due_at_s = self.due_at_s
-        if due_at_s is None or (len(self._since) < self._size and now_s < due_at_s):
+        full = len(self._since) >= self._size or self._bytes >= BATCH_BYTES
+        if due_at_s is None or not (full or now_s >= due_at_s):
             return []
         items: list[Item] = []
-        while self._since and len(items) < self._size:
+        size = 0
+        while self._since and len(items) < self._size and size < BATCH_BYTES:
             _, _, item = heapq.heappop(self._urgent)
-            if self._since.pop(item, None) is not None:
+            if self.remove(item):
                 items.append(item)
+                size += item.body.size
         return [Job(items)]
 
     def _next_again(self, *, empty: bool) -> list[Job]:
@@ -116,5 +135,6 @@ class Batches:
 
     def clear(self) -> None:
         self._since.clear()
+        self._bytes = 0
         self._urgent.clear()
         self._again.clear()

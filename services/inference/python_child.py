@@ -112,14 +112,20 @@ class SyncCalls:
 
     def serve(self) -> None:
         self._send(Ready(is_async=False))
-        while (order := self._receive()) is not None:
-            if isinstance(order, Work):  # what is cancelled has ended by the time that this is read
-                self._send(Begun(order.id))
-                try:
-                    report: Report = self._run(order)
-                except BaseException as error:  # noqa: BLE001  SystemExit and the like end their own work only
-                    report = Broken(order.id, fault_of(error))
-                self._send(report)
+        while self._serve_one():
+            pass
+
+    def _serve_one(self) -> bool:
+        """False: the engine has ended. A function of its own, for its variables may be large, and end with it."""
+        order = self._receive()
+        if isinstance(order, Work):  # what is cancelled has ended by the time that this is read
+            self._send(Begun(order.id))
+            try:
+                report: Report = self._run(order)
+            except BaseException as error:  # noqa: BLE001  SystemExit and the like end their own work only
+                report = Broken(order.id, fault_of(error))
+            self._send(report)
+        return order is not None
 
     def _batch(self, work: Work) -> Report:
         given = [read_body(body) for body in work.bodies]
@@ -151,15 +157,16 @@ class SyncCalls:
         data = self._read(LENGTH.unpack(head)[0]) if head else b""
         return orders.decode(data) if data else None
 
-    def _read(self, size: int) -> bytes:
+    def _read(self, size: int) -> bytearray:
         """Empty: the engine has ended."""
-        data = bytearray()
-        while len(data) < size:
-            more = self._link.recv(min(size - len(data), 1 << 20))
-            if not more:
-                return b""
-            data += more
-        return bytes(data)
+        data, have = bytearray(size), 0
+        with memoryview(data) as left:
+            while have < size:
+                more = self._link.recv_into(left[have:])
+                if not more:
+                    return bytearray()
+                have += more
+        return data
 
 
 class AsyncCalls:
@@ -177,12 +184,20 @@ class AsyncCalls:
                 await loaded
         reader, self._writer = await asyncio.open_unix_connection(sock=link)
         self._writer.write(frame(Ready(is_async=True)))
-        while (data := await read_frame(reader)) is not None:
-            order = orders.decode(data)
-            if isinstance(order, Work):
-                self._begin(order)
-            elif (working := self._working.get(order.id)) is not None:
-                working.cancel()
+        while await self._serve_one(reader):
+            pass
+
+    async def _serve_one(self, reader: asyncio.StreamReader) -> bool:
+        """As that of SyncCalls."""
+        data = await read_frame(reader, sys.maxsize)  # the engine has limits of its own
+        if data is None:
+            return False
+        order = orders.decode(data)
+        if isinstance(order, Work):
+            self._begin(order)
+        elif (working := self._working.get(order.id)) is not None:
+            working.cancel()
+        return True
 
     def _begin(self, work: Work) -> None:
         def ended(task: asyncio.Task[Report]) -> None:

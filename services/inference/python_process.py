@@ -233,10 +233,17 @@ class Process:
 
     async def _read(self) -> None:
         try:
-            while (data := await read_frame(self._reader)) is not None:
-                self._on_frame(reports.decode(data))
+            while await self._read_one():
+                pass
         except msgspec.DecodeError as error:
             log.error("%s says what it should not: %s", self.name, error)
+
+    async def _read_one(self) -> bool:
+        """A function of its own, for its variables may be large, and end with it."""
+        data = await read_frame(self._reader)
+        if data is not None:
+            self._on_frame(reports.decode(data))
+        return data is not None
 
     def _on_frame(self, report: Report) -> None:
         if isinstance(report, Ready | Unready) or report.id not in self.jobs:

@@ -1,17 +1,32 @@
 """What a callable of the python engine is given and what it makes of it, as its process passes them on."""
 
-import re
 import traceback
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from services.inference.python_frames import RESULT_BYTES, Broken, Fault, Ready, Report, Unready, Value, frame
+from services.inference.python_frames import (
+    CONTENT_TYPE,
+    RESULT_BYTES,
+    Body,
+    Broken,
+    Fault,
+    File,
+    Ready,
+    Report,
+    Unready,
+    Value,
+    file,
+    frame,
+)
+from shared.errors import InvalidRequest
+from shared.forms import parts
 
 MESSAGE_CHARS = 2000
 """Of an error that goes to a client."""
-_CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(;[ -~]*)?", re.ASCII)
+NAME_CHARS = 255
+"""Of a file, as for uploads."""
 
 Result = Value | Fault
 
@@ -20,11 +35,50 @@ class WrongResult(Exception):
     """The callable returned something that is no answer."""
 
 
-def read_body(data: bytes) -> Any:
+def read_body(body: Body) -> Any:
+    """What the callable is given; a Fault if the body is none."""
     try:
-        return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return read_form(body) if body.content_type else with_files(msgspec.json.decode(body.data), body.files)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Fault(400, f"The body is not valid JSON: {error}", "invalid_request")
+    except InvalidRequest as error:
+        return Fault(400, str(error), error.code)
+
+
+def with_files(body: Any, files: Mapping[str, File]) -> Any:
+    """A file in each place where its id stands. The body is changed. Without recursion: it may be deep."""
+    if isinstance(body, str):
+        return files.get(body, body)
+    left = [body] if files else []
+    while left:
+        held = left.pop()
+        for place, value in list(held.items() if isinstance(held, dict) else enumerate(held)):
+            if isinstance(value, str):
+                held[place] = files.get(value, value)
+            elif isinstance(value, dict | list):
+                left.append(value)
+    return body
+
+
+def read_form(body: Body) -> dict[str, Any]:
+    """Fields as str and files as File, by name; a list of them where a name comes twice or ends in []. Raises: InvalidRequest."""
+    found: dict[str, list[str | File]] = {}
+    lists = set()
+    for part in parts(body.data, body.content_type):
+        data, name = body.data[part.start : part.end], part.name.removesuffix("[]")
+        value = file(part.filename, part.content_type, data) if part.filename else _text(part.name, data)
+        found.setdefault(name, []).append(value)
+        if name != part.name or len(found[name]) > 1:
+            lists.add(name)
+    return {name: values if name in lists else values[0] for name, values in found.items()}
+
+
+def _text(name: str, data: bytes) -> str:
+    """Raises: InvalidRequest."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"The field {name[:80]!r} is not UTF-8: {error}", param=name) from None
 
 
 def spread(given: list[Any], made: Any) -> list[Result]:
@@ -39,21 +93,33 @@ def spread(given: list[Any], made: Any) -> list[Result]:
 
 
 def result(made: Any) -> Result:
-    """What the callable made of one body: JSON, bytes with their content type, or an error."""
+    """What the callable made of one body: JSON, bytes with their content type and perhaps a file's name, or an error."""
     match made:
         case Fault():
             return made
         case BaseException():
             return fault_of(made)
         case (bytes() | bytearray() | memoryview() as held, str(content_type)):
-            data = bytes(held)
-            if data and _CONTENT_TYPE.fullmatch(content_type):
-                return Value(data, content_type)
-            return Fault(500, f"The callable returned {len(data)} bytes of the content type {content_type[:100]!r}.")
+            return _binary(bytes(held), content_type)
+        case (bytes() | bytearray() | memoryview() as held, str(content_type), str(filename)):
+            if not filename:
+                return Fault(500, "The callable returned a file without a name: leave the name out, or return one.")
+            return _binary(bytes(held), content_type, _cleaned(filename))
     try:
         return Value(to_json(made))
     except WrongResult as error:
         return Fault(500, str(error))
+
+
+def _binary(data: bytes, content_type: str, filename: str = "") -> Result:
+    if data and CONTENT_TYPE.fullmatch(content_type):
+        return Value(data, content_type, filename)
+    return Fault(500, f"The callable returned {len(data)} bytes of the content type {content_type[:100]!r}.")
+
+
+def _cleaned(filename: str) -> str:
+    """It was mostly made of what a client calls its file, and no name of a client's is a fault of the callable."""
+    return "".join(char if char.isprintable() else "_" for char in filename[:NAME_CHARS])
 
 
 def to_json(made: Any) -> bytes:
@@ -99,7 +165,8 @@ def _kind(value: Any) -> str:
 
 
 def _words(error: BaseException) -> str:
+    """Half a surrogate pair, which Python allows in a string, could not be passed on: it would end this process."""
     try:
-        return str(error)[:MESSAGE_CHARS] or type(error).__name__
+        return str(error)[:MESSAGE_CHARS].encode(errors="replace").decode() or type(error).__name__
     except Exception:  # noqa: BLE001  an error may be unable to say what it is
         return type(error).__name__

@@ -9,8 +9,8 @@ import pytest
 from services.inference.engine import Call, Chunk, Engine
 from shared.chunks import assemble, deltas, ending_of, first_text
 from shared.events import kind_of
-from shared.routes import CHAT, COMPLETIONS, MESSAGES, RESPONSES
-from tests.support.engines import IN_PROCESS, MODEL, OF_OPENAI, ONLY_REAL, ask, called, hello, text_of
+from shared.routes import CHAT, COMPLETIONS, MESSAGES, RESPONSES, SPEECH, TRANSCRIPTIONS
+from tests.support.engines import IN_PROCESS, MODEL, OF_MEDIA, OF_OPENAI, ONLY_REAL, ask, called, hello, text_of
 from tests.support.waiting import wait_until
 
 pytestmark = [
@@ -98,6 +98,28 @@ async def test_the_chunks_of_a_chat_are_those_that_an_openai_client_expects(engi
     assert [c["finish_reason"] for chunk in made for c in chunk["choices"] if c["finish_reason"]] == ["length"]
     assert made[-1]["choices"] == []
     assert made[-1]["usage"]["completion_tokens"] == 3
+
+
+@OF_MEDIA
+async def test_a_form_comes_to_the_engine_with_its_fields_and_its_file(engine: Engine) -> None:
+    sound = b"RIFF\x00\xff\r\n--x"
+    parts = [b'name="model"\r\n\r\n' + MODEL.encode(), b'name="file"; filename="a.wav"\r\n\r\n' + sound]
+    body = (
+        b"".join(b"--bound\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts) + b"--bound--\r\n"
+    )
+    form = "multipart/form-data; boundary=bound"
+    chunks, answer = await called(
+        engine, Call(task_id="t1", route=TRANSCRIPTIONS, body=body, content_type=form, priority=1)
+    )
+    assert (chunks, answer.status) == ([], 200)
+    assert decode(answer.body)["text"] == f"a.wav {len(sound)} bytes"
+
+
+@OF_MEDIA
+async def test_an_answer_that_is_no_json_comes_with_its_content_type(engine: Engine) -> None:
+    chunks, answer = await ask(engine, SPEECH, model=MODEL, input="one two", voice="x")
+    assert (chunks, answer.status, answer.content_type) == ([], 200, "audio/wav")
+    assert answer.body.startswith(b"RIFF")
 
 
 @IN_PROCESS

@@ -12,10 +12,11 @@ import msgspec
 import pytest
 
 from services.inference.engine import Answer, Call, CannotResume, Chunk, EngineDead
-from services.inference.engine_python import CHUNK_BYTES, LEAKS, STARTS, PythonEngine, gpus
+from services.inference.engine_python import PythonEngine
 from services.inference.python_batches import Item, Job
-from services.inference.python_frames import Fault
+from services.inference.python_frames import Body, Fault
 from services.inference.python_output import LINES_PER_S
+from services.inference.python_places import CHUNK_BYTES, LEAKS, STARTS, gpus
 from services.inference.python_results import result
 from shared.engine_options import PythonOptions
 from shared.errors import ConfigError
@@ -184,9 +185,9 @@ async def test_a_route_that_is_not_served_is_refused(make: Make) -> None:
     assert (await ask(engine, route="/v1/embeddings", n=1))[0] == 200
 
 
-async def test_a_body_of_another_type_than_json_is_refused(make: Make) -> None:
-    form = Call(task_id="t", route=ROUTE, body=b"--x", content_type="multipart/form-data; boundary=x", priority=1)
-    _, answer = await called(await make("double"), form)
+async def test_a_body_of_another_type_than_json_or_a_form_is_refused(make: Make) -> None:
+    image = Call(task_id="t", route=ROUTE, body=b"\x89PNG", content_type="image/png", priority=1)
+    _, answer = await called(await make("double"), image)
     assert answer.status == 415
 
 
@@ -218,12 +219,12 @@ async def test_a_call_that_ends_its_process_costs_itself_only(
 
 def test_a_call_that_runs_whenever_a_process_leaks_is_blamed_at_last() -> None:
     """With several processes it may never meet one that has run nothing before."""
-    engine, item, over = built("act", memory_mb=200), Item("t", b"{}", 1), list[bool]()
+    engine, item, over = built("act", memory_mb=200), Item("t", Body(b"{}"), 1), list[bool]()
     fate = Fault(500, "It held too much.", "callable_memory")
     for _ in range(LEAKS):
         job = Job([item], alone=True)
         leaked: Any = SimpleNamespace(jobs={1: job}, begun={1}, done=5, fate=fate, why=fate.message)
-        engine._on_end(leaked)
+        engine._places._on_end(leaked)
         over.append(item.over)
     assert over == [False] * (LEAKS - 1) + [True]
     told = item.pieces.get_nowait()
@@ -409,7 +410,7 @@ async def test_a_generator_is_closed_when_nobody_reads_it(make: Make, tmp_path: 
 async def test_a_generator_that_streams_too_much_is_closed(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.inference.engine_python.STREAM_BYTES", 100 * CHUNK_BYTES)
+    monkeypatch.setattr("services.inference.python_places.STREAM_BYTES", 100 * CHUNK_BYTES)
     engine, file = await make("endless"), tmp_path / "closed"
     chunks, answer = await called(engine, call(file=str(file)))
     assert (answer.status, msgspec.json.decode(answer.body)["error"]["code"]) == (507, "result_too_large")

@@ -1,11 +1,12 @@
 from services.inference.engine import Answer
-from services.inference.python_batches import Batches, Item, Job, halves
+from services.inference.python_batches import BATCH_BYTES, Batches, Item, Job, halves
+from services.inference.python_frames import Body, file
 
 WAIT_S = 5.0
 
 
 def item(name: str, priority: int = 1) -> Item:
-    return Item(name, b"", priority)
+    return Item(name, Body(b"{}"), priority)
 
 
 def waiting(size: int, *items: Item) -> Batches:
@@ -33,6 +34,27 @@ def test_a_batch_that_is_not_full_waits_for_others_as_long_as_its_oldest_may() -
     assert taken(batches, WAIT_S - 0.1) == []
     assert taken(batches, WAIT_S) == ["ab"]
     assert batches.due_at_s is None
+
+
+def test_a_batch_with_enough_bytes_is_full_and_the_files_of_a_body_count() -> None:
+    half = file("a", "", bytes(BATCH_BYTES // 2))
+    large = [Item(name, Body(b"{}", files={"file": half}), 1) for name in "abcd"]
+    batches = waiting(100, *large)
+    assert taken(batches, WAIT_S + 3) == ["ab"]
+    assert taken(batches, WAIT_S + 3) == ["cd"]
+
+
+def test_a_batch_with_enough_bytes_goes_at_once_and_only_what_waits_is_counted() -> None:
+    half = file("a", "", bytes(BATCH_BYTES // 2))
+    gone, *large = [Item(name, Body(b"{}", files={"file": half}), 1) for name in "xab"]
+    batches = waiting(100, gone, large[0])
+    batches.remove(gone)
+    batches.remove(gone)
+    assert taken(batches) == []
+    batches.add(large[1], 0.0)
+    assert taken(batches) == ["ab"]
+    batches.add(large[1], 0.0)
+    assert taken(batches) == []
 
 
 def test_a_batch_of_one_waits_for_nobody() -> None:
