@@ -7,7 +7,8 @@
 Open, the worker takes nothing, and tasks that fail because they were begun before go back without being charged: the fault
 is not theirs. Half open, it takes one task as a probe.
 
-A failed probe is charged to its task. Otherwise a task that breaks its upstream by itself would be the probe for ever.
+A failed probe is charged to its task. Otherwise a task that breaks its upstream by itself would be the probe for ever. What could
+not even be connected to opens it at once, and nobody is charged: no task has anything to do with that.
 """
 
 import random
@@ -45,6 +46,11 @@ class Why(StrEnum):
     FAILURES = "failures"
     RETRIES = "retries"
     PROBE = "probe"
+    UNREACHED = "unreached"
+
+    @property
+    def told(self) -> str:
+        return "it could not be connected to" if self is Why.UNREACHED else f"too many {self}"
 
 
 class RetryBudget:
@@ -107,13 +113,15 @@ class Breaker:
         self.budget.started()
         return self.generation
 
-    def answered(self, task_id: str, generation: int, *, failed: bool) -> Why | None:
+    def answered(self, task_id: str, generation: int, *, failed: bool, unreached: bool = False) -> Why | None:
         """What has opened the breaker, if this answer did."""
         state = self.state
         if generation != self.generation:
             return None
         if failed:
             self.budget.retried()
+        if unreached:
+            return self._open(Why.UNREACHED)
         if state is State.HALF_OPEN:
             if failed:
                 return self._open(Why.PROBE)

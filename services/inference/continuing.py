@@ -24,6 +24,12 @@ class Base(Struct, frozen=True):
     chunks: Sequence[Chunk]
 
 
+class _Named(Struct):
+    id: str = ""
+
+
+_named = msgspec.json.Decoder(_Named)
+
 Piece = Chunk | Answer
 Pieces = AsyncGenerator[Piece, None]
 
@@ -64,11 +70,24 @@ async def made_anew(pieces: Pieces, published: Sequence[Chunk]) -> AsyncGenerato
 
 
 def dated(piece: Piece, first: Chunk) -> Piece:
-    """With the time of the attempt that made `first`: one answer has one."""
-    created = CREATED.search(first.data)
-    if created is None or not isinstance(piece, Chunk):
+    """With the time and the id of the attempt that made `first`: one answer has one of each."""
+    if not isinstance(piece, Chunk):
         return piece
-    return Chunk(CREATED.sub(created[0], piece.data, count=1), piece.tokens, piece.prompt)
+    data, created = piece.data, CREATED.search(first.data)
+    if created is not None:
+        data = CREATED.sub(created[0], data, count=1)
+    theirs, ours = _id(data), _id(first.data)
+    if theirs and ours and theirs != ours:
+        named = re.compile(rb'("id"\s*:\s*)' + re.escape(msgspec.json.encode(theirs)))
+        data = named.sub(lambda found: found[1] + msgspec.json.encode(ours), data, count=1)
+    return Chunk(data, piece.tokens, piece.prompt)
+
+
+def _id(data: bytes) -> str:
+    try:
+        return _named.decode(data).id
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
 
 
 def same(published: Chunk, made: Chunk) -> bool:
@@ -80,14 +99,16 @@ def same(published: Chunk, made: Chunk) -> bool:
 
 
 def _bare(data: bytes) -> Any:
-    """Without what two engines tell differently of the same tokens: ids of tool calls are drawn, and log probabilities are
-    not computed again for what is dropped."""
+    """Without what two engines tell differently of the same tokens: ids are drawn (of the answer by upstreams, of tool calls by
+    all), and log probabilities are not computed again for what is dropped."""
     try:
         frame = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return data
-    for name in ("created", "system_fingerprint", "metrics"):
+    for name in ("id", "created", "system_fingerprint", "metrics"):
         frame.pop(name, None)
+    if isinstance(message := frame.get("message"), dict):  # of an error it is a text
+        message.pop("id", None)
     (frame.get("usage") or {}).pop("prompt_tokens_details", None)
     for choice in frame.get("choices", ()):
         choice.pop("logprobs", None)

@@ -17,7 +17,7 @@ and the engine counts as one over HTTP, whose refusals open its circuit breaker 
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 
 import msgspec
 
@@ -44,8 +44,11 @@ class EchoEngine:
         first_token_ms: int,
         max_model_len: int,
         slots: int,
+        adapters: Collection[str] = (),
         faults: bool = False,
     ) -> None:
+        """`adapters`: further names, under which it answers the same."""
+        self._names = (model, *adapters)
         self._model, self._max_model_len = model, max_model_len
         self._faults, self._refused, self._dead = faults, set[str](), False
         self.remote = faults  # so that what guards engines over HTTP can be tested on command
@@ -125,12 +128,12 @@ class EchoEngine:
         except msgspec.DecodeError as error:  # wrong types too, and then with the field's path
             text, _, path = str(error).partition(" - at `$.")
             return _refuse(400, text, "Bad Request", f"body.{path.rstrip('`')}" if path else None)
-        if asked.model not in (None, self._model):
-            message = f"The model `{asked.model}` does not exist. Valid aliases: {self._model}."
+        if asked.model not in (None, *self._names):
+            message = f"The model `{asked.model}` does not exist. Valid aliases: {', '.join(self._names)}."
             return _refuse(404, message, "NotFoundError", "model")
         if fault := _missing(kind, asked) or _not_honoured(asked):
             return _refuse(400, *fault)
-        reply = kind(call, asked, self._model)
+        reply = kind(call, asked, asked.model or self._model)
         if self._faults and (status := self._busy(reply.first_word, call.task_id)):
             return _refuse(status, "The echo engine was told to be busy.", "OverloadedError", None)
         return self._fit(reply)

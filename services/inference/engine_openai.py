@@ -20,7 +20,7 @@ import io
 import logging
 import os
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from typing import TypeVar
 
 import aiohttp
@@ -35,7 +35,7 @@ from services.inference.upstreams import Upstream, best
 from shared.clock import monotonic_s
 from shared.engine_options import OpenaiOptions
 from shared.errors import ConfigError, InvalidRequest
-from shared.forms import parts, with_field
+from shared.forms import field, parts, with_field
 from shared.lifecycle import Lane
 from shared.routes import other_than_json
 
@@ -63,12 +63,15 @@ class OpenaiEngine:
         options: OpenaiOptions,
         slots: int,
         result_bytes: int,
+        adapters: Collection[str] = (),
         clock: Callable[[], float] = monotonic_s,
     ) -> None:
         """`slots`: most of all upstreams together; 0: the sum of theirs. `result_bytes`: limits.result_bytes.
+        `adapters`: names of variants, which all upstreams know as they are.
 
         Raises: ConfigError.
         """
+        self._adapters = adapters
         self._model, self._options, self._most, self._result_bytes = model, options, slots, result_bytes
         self._upstreams = [Upstream(index, upstream, clock=clock) for index, upstream in enumerate(options.upstreams)]
         self._session: aiohttp.ClientSession | None = None
@@ -143,7 +146,7 @@ class OpenaiEngine:
                 async for piece in pieces:
                     self._steps += 1
                     if isinstance(piece, Answer):
-                        upstream.answered(call.task_id, piece.status, piece.retry_after_s)
+                        upstream.answered(call.task_id, piece.status, piece.retry_after_s, unreached=piece.unreached)
                         if piece.status in RETRIED:
                             log.warning("%s (%s): %d: %r", upstream.name, upstream.url, piece.status, piece.body[:500])
                     yield piece
@@ -161,9 +164,11 @@ class OpenaiEngine:
         except Broken as broken:
             yield broken.answer
         except aiohttp.ServerTimeoutError:
-            yield _failed(504, f"{upstream.name} could not be connected to within {times[0]:g} s (connect_s).")
-        except aiohttp.ClientConnectorError as error:
+            yield _unreached(504, f"{upstream.name} could not be connected to within {times[0]:g} s (connect_s).")
+        except aiohttp.ClientSSLError as error:
             yield _failed(502, f"{upstream.name} could not be connected to: {_why(error)}.")
+        except aiohttp.ClientConnectorError as error:
+            yield _unreached(502, f"{upstream.name} could not be connected to: {_why(error)}.")
         except aiohttp.ClientError as error:
             yield _failed(502, f"{upstream.name} has broken off: {type(error).__name__}.")
 
@@ -203,18 +208,22 @@ class OpenaiEngine:
             return call.body
         if other_than_json(call.content_type):
             with contextlib.suppress(InvalidRequest):
-                return with_field(call.body, parts(call.body, call.content_type), "model", upstream.model)
+                found = parts(call.body, call.content_type)
+                if field(call.body, found, "model") not in self._adapters:
+                    return with_field(call.body, found, "model", upstream.model)
             return call.body
-        return renamed(call.body, upstream.model)
+        return renamed(call.body, upstream.model, self._adapters)
 
 
-def renamed(body: bytes, model: str) -> bytes:
-    """The JSON with another `model`; every other value stays byte for byte."""
+def renamed(body: bytes, model: str, kept: Collection[str] = ()) -> bytes:
+    """The JSON with another `model`, unless it names one of `kept`; every other value stays byte for byte."""
     try:
         fields = _fields.decode(body)
+        if "model" not in fields or (kept and msgspec.json.decode(fields["model"]) in kept):
+            return body
     except (msgspec.DecodeError, UnicodeDecodeError):
         return body  # the upstream says what is wrong with it
-    return msgspec.json.encode({**fields, "model": model}) if "model" in fields else body
+    return msgspec.json.encode({**fields, "model": model})
 
 
 async def _in_time(patience: asyncio.Timeout, made: Awaitable[Made], late: str) -> Made:
@@ -230,6 +239,10 @@ async def _in_time(patience: asyncio.Timeout, made: Awaitable[Made], late: str) 
 
 def _failed(status: int, message: str) -> Answer:
     return failure(message, status=status, code="upstream_timeout" if status == 504 else "upstream_error")
+
+
+def _unreached(status: int, message: str) -> Answer:
+    return msgspec.structs.replace(_failed(status, message), unreached=True)
 
 
 def _headers(upstream: Upstream, call: Call) -> dict[str, str]:

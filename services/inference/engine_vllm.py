@@ -30,7 +30,7 @@ from services.inference.models import resolve
 from services.inference.replay import Replay
 from services.inference.vllm_options import defaults, environment, to_flags
 from services.inference.vllm_response import Response
-from shared.engine_options import Scalar
+from shared.engine_options import Flag
 from shared.errors import ConfigError
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
@@ -42,7 +42,7 @@ class VllmEngine:
     remote = False
 
     def __init__(
-        self, *, model: str, source: str, options: Mapping[str, Scalar], slots: int, wedged_s: float = 60.0
+        self, *, model: str, source: str, options: Mapping[str, Flag], slots: int, wedged_s: float = 60.0
     ) -> None:
         self._model, self._source, self._options, self._slots = model, source, options, slots
         self._wedged_s = wedged_s
@@ -150,7 +150,7 @@ class VllmEngine:
         parser = make_arg_parser(FlexibleArgumentParser())
         parser.error = _refuse
         known = {flag[2:] for flag in parser._option_string_actions if flag.startswith("--")}
-        options = {**defaults(cpu=cpu, slots=self._slots), **self._options}
+        options: dict[str, Flag] = {**defaults(cpu=cpu, slots=self._slots), **self._options}
         flags = [f"--model={folder}", f"--served-model-name={self._model}", *to_flags(options, known)]
         args: argparse.Namespace = parser.parse_args(flags)
         self._by_priority = args.scheduling_policy == "priority"

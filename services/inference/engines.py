@@ -16,6 +16,7 @@ def make_engine(pool: Pool, name: str, limits: Limits) -> Engine:
             echo = pool.echo
             return EchoEngine(
                 model=pool.model,
+                adapters=pool.adapters,
                 tokens_per_s=echo.tokens_per_s,
                 first_token_ms=echo.first_token_ms,
                 max_model_len=echo.max_model_len,
@@ -33,7 +34,11 @@ def make_engine(pool: Pool, name: str, limits: Limits) -> Engine:
             from services.inference.engine_openai import OpenaiEngine
 
             return OpenaiEngine(
-                model=pool.model, options=pool.openai, slots=pool.slots, result_bytes=limits.result_bytes
+                model=pool.model,
+                adapters=pool.adapters,
+                options=pool.openai,
+                slots=pool.slots,
+                result_bytes=limits.result_bytes,
             )
         case "python":
             from services.inference.engine_python import PythonEngine

@@ -70,8 +70,11 @@ class Room:
         self._limiter.began(task_id, lane)
         self._stays[task_id] = lane, self._breaker.began() if self._breaker else 0
 
-    def answered(self, task_id: str, status: int) -> bool:
-        """Take note of the engine's answer; whether its failure, if it is one, is to be charged to the task."""
+    def answered(self, task_id: str, status: int, *, unreached: bool = False) -> bool:
+        """Take note of the engine's answer; whether its failure, if it is one, is to be charged to the task.
+
+        `unreached`: the engine was not asked, and has taken back its slots by itself.
+        """
         failed = status in RETRIED
         if status in REFUSALS:
             self._note(self._limiter.refused(task_id))
@@ -79,8 +82,8 @@ class Room:
             self._limiter.ended(task_id, well=True)
         elif not self._engine.capacity().slots:  # its upstreams rest
             self.on_change()
-        if self._breaker is None:
-            return True
+        if self._breaker is None or unreached:
+            return not unreached
         generation = self._stays[task_id][1]
         charged = generation == self._breaker.generation
         if why := self._breaker.answered(task_id, generation, failed=failed):

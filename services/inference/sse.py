@@ -38,7 +38,7 @@ def fault_in(payload: bytes) -> Answer | None:
         return None
     code = error.get("code")
     known = {"message": "The engine failed.", "type": "server_error"} | {
-        k: v for k, v in error.items() if v is not None
+        k: v for k, v in error.items() if v is not None or k == "param"
     }
     status = code if isinstance(code, int) and 400 <= code < 600 else 500
     return Answer(status=status, body=msgspec.json.encode({"error": known}))

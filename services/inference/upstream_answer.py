@@ -20,7 +20,7 @@ from services.inference.sse import Frames, fault_in
 from shared.clock import now_ms
 from shared.errors import ErrorBody
 from shared.messages import encode
-from shared.routes import ROUTES, other_than_json
+from shared.routes import ROUTES, Route, Shape, other_than_json
 
 STREAM_SHARE = 16
 """A chunk of one token has about 60 times the bytes of its text. With the default limit: 64 MiB, some 200,000 tokens."""
@@ -32,7 +32,12 @@ LONGEST_RETRY_S = 3600.0
 STATUSES = {408: 504, 425: 503, **dict.fromkeys((520, 521, 522, 523, 530), 502), 524: 504, 529: 503}
 """Some call an overload or a lost server by numbers of their own; ours are those that are tried again."""
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-_END = re.compile(rb'"(?:finish_reason|stop_reason)"\s*:\s*"')
+ENDS = {
+    Shape.CHOICES: re.compile(rb'"(?:finish_reason|stop_reason)"\s*:\s*"[^"]'),
+    Shape.RESPONSE: re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed|cancelled)"'),
+    Shape.MESSAGE: re.compile(rb'"type"\s*:\s*"message_stop"'),
+}
+"""What tells in a frame that the answer is complete. A server whose model has died may end its stream as if all were well."""
 
 
 class Broken(Exception):
@@ -68,6 +73,7 @@ class Reading:
         self._streams = status < 300 and self._type.startswith("text/event-stream")
         self._whole, self._size = list[bytes](), 0
         self._frames, self._since_frame, self._tail, self._ended = Frames(), 0, b"", False
+        self._end = _end(self._route)
         self._fault: Answer | None = None
         self.enough = False
         """What is still to come would change nothing."""
@@ -92,7 +98,7 @@ class Reading:
             return Answer(status=self._status, body=error, retry_after_s=retry_after_s(self._headers))
         if not self._streams:
             return self._whole_answer(body)
-        if self._route is not None and self._route.done and not (self._ended or b"[DONE]" in self._tail):
+        if self._end is not None and not (self._ended or b"[DONE]" in self._tail):
             raise Broken(f"{self._who} has ended its stream before the answer was complete.")
         return Answer(status=200, body=b"")
 
@@ -128,7 +134,7 @@ class Reading:
             if fault := self._fault_in(frame):
                 self._fault, self.enough = fault, True
                 break
-            self._ended = self._ended or _END.search(frame) is not None
+            self._ended = self._ended or (self._end is not None and self._end.search(frame) is not None)
             chunks.append(Chunk(frame))
         return chunks
 
@@ -172,6 +178,13 @@ class Reading:
     def _too_large(self, limit: int) -> Broken:
         message = f"{self._who} has sent more than {limit} bytes (limits.result_bytes is {self._limit})."
         return Broken(message, status=507, code="result_too_large")
+
+
+def _end(route: Route | None) -> re.Pattern[bytes] | None:
+    """None: a stream of this route is over when it ends."""
+    if route is None or (route.shape is Shape.CHOICES and not route.done):
+        return None
+    return ENDS.get(route.shape)
 
 
 def _plain(header: str) -> str:

@@ -4,7 +4,8 @@ Of those that have room the one with the smallest share of its slots in use is a
 answers, as an engine of this process says it by its figures:
     refusals for load     cut its slots as capacity.py does, and growth is as slow;
     Retry-After           it rests, for as long as it asks;
-    failures              its breaker opens (breaker.py): it rests, then gets one call as a probe.
+    failures              its breaker opens (breaker.py): it rests, then gets one call as a probe;
+    no connection         its breaker opens at once.
 
 The breaker of room.py watches the same answers for the pool as a whole, after another upstream was tried. With one upstream the
 two are one in effect; with several the worker takes tasks as long as one of them serves.
@@ -132,7 +133,7 @@ class Upstream:
         self._limiter.began(task_id, Lane.INTERACTIVE)
         self._calls[task_id] = self._breaker.began()
 
-    def answered(self, task_id: str, status: int, rest_s: float = 0.0) -> None:
+    def answered(self, task_id: str, status: int, rest_s: float = 0.0, *, unreached: bool = False) -> None:
         """`rest_s`: what it asks to be left alone for."""
         failed = status in RETRIED
         if status in REFUSALS:
@@ -140,8 +141,9 @@ class Upstream:
             self._rest_over_s = max(self._rest_over_s, self._clock() + min(rest_s, LONGEST_REST_S))
         if not failed:
             self._limiter.ended(task_id, well=True)
-        if why := self._breaker.answered(task_id, self._calls[task_id], failed=failed):
-            log.warning("%s (%s) gets nothing for a while: too many %s", self.name, self.url, why)
+        generation = self._calls[task_id]
+        if why := self._breaker.answered(task_id, generation, failed=failed, unreached=unreached):
+            log.warning("%s (%s) gets nothing for a while: %s", self.name, self.url, why.told)
             metrics.UPSTREAM_OPENED.labels(self.url, why).inc()
         metrics.UPSTREAM_CALLS.labels(self.url, _outcome(status)).inc()
 

@@ -4,7 +4,7 @@ import difflib
 import os
 from collections.abc import Collection, Mapping
 
-from shared.engine_options import Scalar
+from shared.engine_options import Flag, Scalar
 from shared.errors import ConfigError
 
 CPU_SEQUENCES = 24
@@ -54,13 +54,13 @@ def environment(*, cpu: bool) -> dict[str, str]:
     return variables
 
 
-def to_flags(options: Mapping[str, Scalar], known: Collection[str]) -> list[str]:
+def to_flags(options: Mapping[str, Flag], known: Collection[str]) -> list[str]:
     """`known`: the flags of the installed vLLM, without dashes. Raises: ConfigError naming every fault."""
     named = {name.replace("_", "-"): value for name, value in options.items()}
     faults = [fault for name in named if (fault := _fault(name, known))]
     if faults:
         raise ConfigError("\n".join(["the pool's vllm.options cannot be used:", *(f"  {fault}" for fault in faults)]))
-    return [_flag(name, value) for name, value in named.items()]
+    return [flag for name, value in named.items() for flag in _flags(name, value)]
 
 
 def _fault(name: str, known: Collection[str]) -> str:
@@ -72,7 +72,9 @@ def _fault(name: str, known: Collection[str]) -> str:
     return f"{name}: vLLM has no such option" + (f"; did you mean {' or '.join(close)}?" if close else "")
 
 
-def _flag(name: str, value: Scalar) -> str:
+def _flags(name: str, value: Flag) -> list[str]:
     if isinstance(value, bool):
-        return f"--{name}" if value else f"--no-{name}"
-    return f"--{name}={value}"
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={value}"]

@@ -1,11 +1,13 @@
 """An engine over HTTP: one that is down or overloaded is left in peace, and no task is lost or failed for it; another Headrace
 serves as one, and so does what makes trouble."""
 
+import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from msgspec import Struct
 from openai import AsyncOpenAI
@@ -13,7 +15,7 @@ from openai import AsyncOpenAI
 from services.inference.breaker import FAILED_TASKS
 from tests.flow.test_task_life import MODEL, chat
 from tests.support.deployment import Deployment, deployment, free_port
-from tests.support.upstream import LAST, STREAM, chunked, frame, reply, troublemaker
+from tests.support.upstream import HANG, LAST, STREAM, Endless, Part, chunked, frame, reply, troublemaker
 from tests.support.waiting import wait_until
 
 CONFIG = f"""
@@ -79,6 +81,14 @@ model = "{model}"
 model = "odd"
 engine = "openai"
 [[pools.odd.openai.upstreams]]
+url = "http://127.0.0.1:{port}"
+[pools.bad]
+model = "bad"
+engine = "openai"
+[pools.bad.openai]
+first_byte_s = 1.0
+between_bytes_s = 1.0
+[[pools.bad.openai.upstreams]]
 url = "http://127.0.0.1:{port}"
 [limits]
 failures = 1
@@ -149,6 +159,20 @@ async def test_a_refusal_is_tried_again_and_the_task_does_not_fail(chain: Chain)
     assert (answer.status_code, answer.content, len(upstream.asked)) == (200, whole, 2)
 
 
+async def test_a_lone_task_waits_for_an_upstream_that_is_away_however_long_that_is(chain: Chain) -> None:
+    async with client(chain) as http:
+        task = (await http.post("/v1/tasks", json={"body": asked("odd")})).json()["id"]
+
+        async def tried_thrice() -> bool:
+            return len((await http.get(f"/v1/tasks/{task}")).json().get("history", [])) >= 3
+
+        await wait_until(tried_thrice, "it was tried more often than it may fail")
+        async with troublemaker([reply(b'{"choices":[{"message":{"content":"done"}}]}')], port=chain.port):
+            done = (await http.get(f"/v1/tasks/{task}", params={"wait": 30})).json()
+    assert (done["status"], done.get("failures", 0)) == ("completed", 0)
+    assert {attempt["why"] for attempt in done["history"]} == {"upstream_open"}
+
+
 async def test_a_page_instead_of_an_answer_is_an_error_in_the_end(chain: Chain) -> None:
     async with troublemaker([reply(b"<html>", kind="text/html")], port=chain.port) as upstream:
         async with client(chain) as http:
@@ -167,3 +191,51 @@ async def test_a_fault_of_the_request_is_told_in_the_upstreams_words_and_not_tri
         httpx.Response(200, content=error).json(),
         1,
     )
+
+
+JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"
+BAD: dict[str, tuple[Sequence[Part], int, str]] = {
+    "hangs": ([HANG], 504, "upstream_timeout"),
+    "stops in the middle": ([JSON + b'{"choices":', HANG], 504, "upstream_timeout"),
+    "breaks off": ([reply(b'{"choices":', content_length="999")], 502, "upstream_error"),
+    "answers a page": ([reply(b"<html>", kind="text/html")], 502, "upstream_error"),
+    "answers no text": ([reply(b'{"text":"\xff"}')], 502, "upstream_error"),
+    "never ends": ([JSON, Endless(b" " * 65_536)], 507, "result_too_large"),
+}
+"""To requests with these words; and status and code of the line that tells of it."""
+
+
+def line(words: str) -> bytes:
+    body = asked("bad", words)
+    return msgspec.json.encode({"custom_id": words, "method": "POST", "url": "/v1/chat/completions", "body": body})
+
+
+async def test_what_an_upstream_does_to_one_line_of_a_batch_costs_that_line_only(chain: Chain) -> None:
+    good, whole = [f"good {number}" for number in range(8)], b'{"choices":[{"message":{"content":"done"}}]}'
+    data = b"\n".join(map(line, [*good[:4], *BAD, *good[4:]]))
+    async with troublemaker([reply(whole)], port=chain.port) as upstream:
+        upstream.by_words = {words.encode(): parts for words, (parts, _, _) in BAD.items()}
+        async with AsyncOpenAI(base_url=f"{chain.outer.http}/v1", api_key="none") as openai:
+            file = await openai.files.create(file=("in.jsonl", io.BytesIO(data)), purpose="batch")
+            batch = await openai.batches.create(
+                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+
+            async def ended() -> bool:
+                return (await openai.batches.retrieve(batch.id)).status == "completed"
+
+            await wait_until(ended, "the batch has ended", timeout_s=100)
+            batch = await openai.batches.retrieve(batch.id)
+            assert batch.output_file_id is not None
+            assert batch.error_file_id is not None
+            output, errors = [
+                {said["custom_id"]: said["response"] for said in map(msgspec.json.decode, content.splitlines())}
+                for content in [
+                    (await openai.files.content(id)).content for id in (batch.output_file_id, batch.error_file_id)
+                ]
+            ]
+    assert batch.request_counts is not None
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (len(good), len(BAD))
+    assert output.keys() == set(good)
+    told = {words: (said["status_code"], said["body"]["error"]["code"]) for words, said in errors.items()}
+    assert told == {words: (status, code) for words, (_, status, code) in BAD.items()}

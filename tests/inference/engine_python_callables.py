@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,48 @@ class SlowToLoad:
 
     def __call__(self, bodies: list[Body]) -> Any:
         return batch(bodies)
+
+
+def tell(body: Any) -> Any:
+    """The body as JSON, its files described."""
+    match body:
+        case dict():
+            return {name: tell(value) for name, value in body.items()}
+        case list():
+            return [tell(value) for value in body]
+        case str() | int() | None:
+            return body
+    return {"filename": body.filename, "content_type": body.content_type, "data": list(body.data)}
+
+
+def tell_batch(bodies: list[Any]) -> Any:
+    return tell(bodies)
+
+
+async def tell_async(body: Any) -> Any:
+    return tell(body)
+
+
+def reverse(body: Body) -> Any:
+    """A file in, a file out."""
+    given = body["image"]
+    return given.data[::-1], given.content_type, body.get("name", f"reversed {given.filename}")
+
+
+def reverse_batch(bodies: list[Body]) -> Any:
+    return [reverse(body) for body in bodies]
+
+
+def much(body: Body) -> Any:
+    """So many bytes; without any, how many this process holds since the first call."""
+    tracemalloc.start()
+    if body.get("bytes"):
+        return bytes(body["bytes"]), "application/octet-stream"
+    return {"held": tracemalloc.get_traced_memory()[0]}
+
+
+async def much_async(body: Body) -> Any:
+    return much(body)
 
 
 not_callable = 3

@@ -66,3 +66,26 @@ async def test_a_response_made_anew_has_the_time_of_the_first_attempt() -> None:
     made: list[Piece] = [event("response.created", 9), event("response.completed", 9), DONE]
     told = [piece async for piece in made_anew(engine(made), published)]
     assert told == [Base(published), event("response.completed", 1), DONE]
+
+
+async def test_an_answer_made_anew_keeps_the_id_of_the_first_attempt() -> None:
+    """Upstreams draw one for each call."""
+
+    def frame(id: str, text: str) -> Chunk:
+        choice = b'{"delta":{"content":"%b","tool_calls":[{"id":"t"}]}}' % text.encode()
+        return Chunk(b'{"choices":[%b],"created":1,"id":"%b"}' % (choice, id.encode()))
+
+    said = r"a \"id\":\"two\""
+    published = [frame("one", "a")]
+    made: list[Piece] = [frame("two", "a"), frame("two", said), DONE]
+    told = [piece async for piece in made_anew(engine(made), published)]
+    assert told == [Base(published), frame("one", said), DONE]
+
+
+async def test_a_message_made_anew_is_the_same_whatever_its_id() -> None:
+    def start(id: str) -> Chunk:
+        return Chunk(b'{"type":"message_start","message":{"id":"%b","role":"assistant"}}' % id.encode())
+
+    stop = Chunk(b'{"type":"message_stop"}')
+    told = [piece async for piece in made_anew(engine([start("two"), stop, DONE]), [start("one")])]
+    assert told == [Base([start("one")]), stop, DONE]

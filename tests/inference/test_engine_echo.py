@@ -34,6 +34,14 @@ def engine() -> EchoEngine:
     return EchoEngine(model="m", tokens_per_s=0, first_token_ms=0, max_model_len=16, slots=0)
 
 
+async def test_an_adapter_answers_under_its_own_name() -> None:
+    engine = EchoEngine(model="m", adapters=["poet"], tokens_per_s=0, first_token_ms=0, max_model_len=16, slots=0)
+    _, answer = await ask(engine, CHAT, model="poet", messages=hello("a"))
+    assert (answer.status, msgspec.json.decode(answer.body)["model"]) == (200, "poet")
+    _, refused = await ask(engine, CHAT, model="painter", messages=hello("a"))
+    assert (refused.status, b"m, poet" in refused.body) == (404, True)
+
+
 async def test_a_chat_is_answered_with_the_last_user_message(engine: EchoEngine) -> None:
     messages = [
         {"role": "user", "content": "a"},

@@ -21,7 +21,7 @@ from shared.clock import now_ms
 from shared.engine_options import OpenaiOptions, Patience, Upstream
 from shared.errors import ConfigError
 from shared.lifecycle import Lane
-from shared.request import CHAT
+from shared.routes import CHAT, MESSAGES, RESPONSES
 from tests.support.engines import called
 from tests.support.upstream import HANG, LAST, STREAM, Endless, Part, chunked, frame, reply, troublemaker
 from tests.support.vllm_server import MODEL, vllm_server
@@ -99,6 +99,7 @@ def test_another_name_of_the_model_leaves_every_other_value_as_it_was() -> None:
     ).replace(b"{ ", b"{")
     assert renamed(b'{"prompt":"no model"}', "x") == b'{"prompt":"no model"}'
     assert renamed(b"no json", "x") == b"no json"
+    assert renamed(b'{"model": "poet"}', "their/m", ["poet"]) == b'{"model": "poet"}'
 
 
 async def test_the_upstreams_name_of_the_model_is_sent_also_in_a_form() -> None:
@@ -175,6 +176,9 @@ TROUBLE: dict[str, tuple[Sequence[Part], int, str]] = {
     "an endless error": ([b"HTTP/1.1 500 No\r\ncontent-type: text/plain\r\n\r\n", Endless(b"no" * 500)], 500, "answers 500"),
     "a stream that is cut": ([STREAM, chunked(frame(FRAMES[0]))], 502, "broken off"),
     "a stream that ends early": (streamed(FRAMES[0], done=False), 502, "ended its stream before"),
+    "a stream without a reason to end": (
+        streamed(b'{"choices":[{"delta":{"content":"a"},"finish_reason":""}]}', done=False), 502, "ended its stream before",
+    ),
     "a frame that is no JSON": (streamed(b"hello"), 502, "no JSON object"),
     "a frame that is no object": (streamed(b"[1]"), 502, "no JSON object"),
     "a frame with invalid UTF-8": (streamed(b'{"a":"\xff"}'), 502, "no JSON object"),
@@ -198,9 +202,28 @@ async def test_trouble_becomes_a_clear_error(parts: Sequence[Part], status: int,
         assert words in error_of(answer)["message"]
         assert error_of(answer).keys() == {"message", "type", "param", "code"} or b'"error"' in answer.body
         assert "sk-1" not in answer.body.decode()
-        assert all(chunk.data == FRAMES[0] for chunk in chunks)
+        assert all(b'"content":"a"' in chunk.data for chunk in chunks)
         assert engine.capacity().running == 0
         await wait_until(lambda: upstream.left or not any(isinstance(part, Endless) for part in parts), "it is left")
+
+
+@pytest.mark.parametrize(
+    ("route", "frames", "last"),
+    [
+        (RESPONSES, [b'{"type":"response.created"}'], b'{"type":"response.completed","response":{}}'),
+        (RESPONSES, [b'{"type":"response.output_text.delta","delta":"a"}'], b'{"type":"response.incomplete"}'),
+        (MESSAGES, [b'{"type":"message_start"}', b'{"type":"ping"}'], b'{"type":"message_stop"}'),
+    ],
+)
+async def test_a_stream_is_complete_with_the_last_event_of_its_route(
+    route: str, frames: list[bytes], last: bytes
+) -> None:
+    cut, whole = streamed(*frames, done=False), streamed(*frames, last, done=False)
+    async with troublemaker(cut, whole) as upstream, running(upstream.url) as engine:
+        _, answer = await called(engine, call(route))
+        assert (answer.status, "ended its stream before" in error_of(answer)["message"]) == (502, True)
+        chunks, answer = await called(engine, call(route))
+    assert ([chunk.data for chunk in chunks], answer.status) == ([*frames, last], 200)
 
 
 @pytest.mark.parametrize(
@@ -230,10 +253,13 @@ async def test_what_cannot_be_connected_to_is_an_error() -> None:
         async with running(url.replace("http:", "https:")) as engine:
             _, answer = await called(engine, call())
             assert (answer.status, "SSL" in error_of(answer)["message"]) == (502, True)
+            assert not answer.unreached
     for nowhere in (url, "http://no-such-host.invalid"):
         async with running(nowhere) as engine:
             _, answer = await called(engine, call())
             assert (answer.status, "could not be connected to" in error_of(answer)["message"]) == (502, True)
+            assert answer.unreached
+            assert engine.capacity().slots == 0
 
 
 async def test_a_handshake_that_hangs_is_left_after_connect_s() -> None:
@@ -251,6 +277,7 @@ async def test_a_handshake_that_hangs_is_left_after_connect_s() -> None:
         _, answer = await called(engine, call())
         await left.wait()
     assert (answer.status, "connect_s" in error_of(answer)["message"]) == (504, True)
+    assert answer.unreached
 
 
 async def test_an_authority_of_ones_own_is_trusted_where_the_pool_says_so(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_frame_without_its_end_is_kept_back() -> None:
         (b'{"error":{"message":"no","type":"t","code":404}}', 404, {"message": "no", "type": "t", "code": 404}),
         (b'{"error":{"message":"no","code":"busy"}}', 500, {"message": "no", "type": "server_error", "code": "busy"}),
         (b'{"type":"error","error":{"type":"t","message":"no"}}', 500, {"message": "no", "type": "t"}),
-        (b'{"type":"error","code":"c","message":"no","param":null}', 500, {"message": "no", "type": "server_error", "code": "c"}),
+        (b'{"type":"error","code":"c","message":"no","param":null}', 500, {"message": "no", "type": "server_error", "code": "c", "param": None}),
     ],
 )  # fmt: skip
 def test_a_failure_is_told_in_the_shape_of_an_answer_whatever_the_route(

@@ -96,6 +96,19 @@ def test_after_many_failures_it_gets_nothing_and_then_one_call_as_a_probe(clock:
     assert one.slots == 16
 
 
+def test_what_cannot_be_connected_to_gets_nothing_at_once_and_then_one_call_as_a_probe(clock: Clock) -> None:
+    one = upstream(clock)
+    for pause_s in (FIRST_PAUSE_S, 2 * FIRST_PAUSE_S):
+        one.began("t1")
+        one.answered("t1", 502, unreached=True)
+        one.left("t1")
+        assert one.slots == 0
+        clock.now_s += pause_s
+        assert one.slots == 1
+    answer(one, "t1", 200)
+    assert one.slots == 16
+
+
 def test_what_is_wrong_with_requests_says_nothing_of_it(clock: Clock) -> None:
     one = upstream(clock)
     for task in range(100):

@@ -1,14 +1,14 @@
 import pytest
 
 from services.inference.vllm_options import defaults, environment, to_flags
-from shared.engine_options import Scalar
+from shared.engine_options import Flag
 from shared.errors import ConfigError
 
 KNOWN = ["dtype", "max-model-len", "enforce-eager", "compilation-config", "model"]
 
 
 def test_options_become_flags() -> None:
-    options: dict[str, Scalar] = {
+    options: dict[str, Flag] = {
         "dtype": "float32",
         "max_model_len": 2048,
         "enforce-eager": False,
@@ -21,6 +21,7 @@ def test_options_become_flags() -> None:
         "--compilation-config.mode=1",
     ]
     assert to_flags({"enforce-eager": True}, KNOWN) == ["--enforce-eager"]
+    assert to_flags({"dtype": ["a=/a", "b=/b"]}, KNOWN) == ["--dtype", "a=/a", "b=/b"]
 
 
 def test_every_fault_is_named_at_once_with_what_to_use() -> None:

@@ -123,6 +123,15 @@ async def test_a_whole_answer_is_stored_as_the_engine_made_it(bus: Bus, owner: O
     assert engine.closed == 1
 
 
+async def test_an_engine_is_told_whose_task_it_is_and_where_files_are(bus: Bus, owner: Owner) -> None:
+    engine = Scripted(Answer(status=200, body=b"{}"))
+    await outcome(bus, owner, engine)
+    (call,) = engine.calls
+    assert call.tenant == "default"
+    assert call.files is not None
+    assert await call.files.list(call.tenant) == []
+
+
 async def test_an_engine_that_raises_fails_the_task_with_its_words(bus: Bus, owner: Owner) -> None:
     state, status, result = await outcome(bus, owner, Scripted(ValueError("bad wheel")))
     assert (state, status) == (b"failed", b"500")
@@ -195,6 +204,14 @@ async def test_what_another_try_may_mend_is_tried_again_later(bus: Bus, owner: O
     hash = await tasks.fields(bus, hand.id)
     assert (hash["state"], hash["failures"]) == ("pending", "1")
     assert await bus.commands.call("ZSCORE", SHARD.later, hand.id) is not None
+
+
+async def test_a_task_whose_engine_cannot_be_reached_is_not_charged(bus: Bus, owner: Owner) -> None:
+    worker = Worker(bus, owner, Scripted(replace(refusal(503), unreached=True)), CONFIG)
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    hash = await tasks.fields(bus, hand.id)
+    assert (hash["state"], hash.get("failures", "0")) == ("pending", "0")
 
 
 async def test_a_fault_of_the_request_fails_at_once(bus: Bus, owner: Owner) -> None:

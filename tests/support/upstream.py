@@ -103,6 +103,8 @@ class Troublemaker:
 
     def __init__(self, *answers: Sequence[Part]) -> None:
         self.answers = list(answers)
+        self.by_words: dict[bytes, Sequence[Part]] = {}
+        """What requests get that hold these words, as often as they come."""
         self.asked: list[Asked] = []
         self.left = 0
         """Clients that have gone before the answer was over."""
@@ -117,8 +119,7 @@ class Troublemaker:
                 writer.write(b"this is no TLS")
                 return
             self.asked.append(await _read(first, reader))
-            parts = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-            for part in parts:
+            for part in self._next():
                 await self._say(part, reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             self.left += 1
@@ -126,6 +127,14 @@ class Troublemaker:
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
+
+    def _next(self) -> Sequence[Part]:
+        """To the request that was read last."""
+        said = self.asked[-1].body
+        told = next((parts for words, parts in self.by_words.items() if words in said), None)
+        if told is not None:
+            return told
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
     async def _say(self, part: Part, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         match part:
