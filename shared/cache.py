@@ -8,6 +8,7 @@ that costs an answer found, and never finds a wrong one.
 
 import hashlib
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -26,6 +27,9 @@ FRACTIONS = frozenset(
 )
 """Fields that every engine reads as a double: clients write 0 or 0.0 as their language does."""
 DIGEST_BYTES = 16
+_FILE = re.compile(rb'"file-[0-9a-f]{32}"')
+"""A file by its id. Whether it may be read depends on who asks, so an answer that was made of it is of one tenant, whatever a rule
+shares."""
 
 
 class CacheKey(Struct, frozen=True):
@@ -77,7 +81,8 @@ def key_for(policy: Policy, task: Task, body: bytes, said: str, kept_s: int) -> 
             "`cache` is 'refresh', but no rule says how long the answer of such a request is kept; send seconds.",
             param="cache",
         )
-    whose = None if rule is not None and rule.shared else task.tenant
+    shared = rule is not None and rule.shared and _FILE.search(body) is None
+    whose = None if shared else task.tenant
     parts = [task.route, task.model, whose, _counts_tokens(asked), Raw(deciding)]
     digest = hashlib.blake2b(msgspec.json.encode(parts), digest_size=DIGEST_BYTES).hexdigest()
     return CacheKey(digest, wanted_s, said == REFRESH)

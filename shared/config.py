@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,6 +45,13 @@ class PoolSettings(Struct, frozen=True, kw_only=True):
     """Streams that a shard's live events are spread over."""
     slots: Annotated[int, Meta(ge=0, le=100_000)] = 0
     """Tasks a worker takes at once; 0: what the engine can."""
+    adapters: list[Annotated[str, Meta(min_length=1, max_length=200)]] = []
+    """Further names that clients use: each a variant of the model that the same engine serves, such as a LoRA adapter."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every name that its workers serve."""
+        return (self.model, *self.adapters)
 
 
 class Pool(PoolSettings, frozen=True, kw_only=True):
@@ -70,6 +78,9 @@ class Pool(PoolSettings, frozen=True, kw_only=True):
 class Limits(Struct, frozen=True, kw_only=True):
     body_bytes: Annotated[int, Meta(ge=1024)] = 4 * 1024 * 1024
     result_bytes: Annotated[int, Meta(ge=1024)] = 4 * 1024 * 1024
+    inline_bytes: Annotated[int, Meta(ge=1024)] = 256 * 1024
+    """Of a body or an answer that goes through Redis; larger ones lie in the object store, if there is one. Smaller spares Redis
+    memory, and costs each task that is over it a write and a read of the store."""
     results_kept_s: Annotated[int, Meta(ge=1)] = 24 * 3600
     """From the end of a task."""
     log_kept_s: Annotated[int, Meta(ge=1)] = 300
@@ -171,7 +182,7 @@ def parse(path: str, text: bytes, within: Config | None = None) -> Config:
     pools, models = _pools(data, faults)
     limits = Limits(**read_fields(Limits, read_table(data, "limits", faults), "limits.{}".format, faults))
     if within is not None:
-        models = [pool.model for pool in within.pools.values()]
+        models = [model for pool in within.pools.values() for model in pool.models]
     policy = policy_file.parse(data, models, limits if within is None else within.limits, faults)
     if faults:
         word = "fault" if len(faults) == 1 else "faults"
@@ -184,15 +195,25 @@ def _pools(data: dict[str, Any], faults: list[str]) -> tuple[dict[str, Pool], li
     tables = read_table(data, "pools", faults)
     pools = {name: pool for name in tables if (pool := _pool(name, tables, faults)) is not None}
     owners: dict[str, str] = {}
-    for name, table in tables.items():
-        model = table.get("model") if isinstance(table, dict) else None
-        if isinstance(model, str) and owners.setdefault(model, name) != name:
-            faults.append(f"pools.{name}.model is {model!r}: the pool {owners[model]} serves it already")
-        if isinstance(model, str) and not model.isprintable():  # answers name it in a header
-            faults.append(f"pools.{name}.model is {model!r}: printable characters only")
+    for name, key, model in _named(tables):
+        if model in owners:
+            faults.append(f"pools.{name}.{key} is {model!r}: the pool {owners[model]} serves it already")
+        owners.setdefault(model, name)
+        if not model.isprintable():  # answers name it in a header
+            faults.append(f"pools.{name}.{key} is {model!r}: printable characters only")
     if not tables:
         return DEFAULT_POOLS, [pool.model for pool in DEFAULT_POOLS.values()]
     return pools, list(owners)
+
+
+def _named(tables: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Each model with its pool and the key that names it."""
+    for name, table in tables.items():
+        given = table if isinstance(table, dict) else {}
+        adapters = given.get("adapters")
+        named = [("model", given.get("model"))]
+        named += [(f"adapters[{i}]", said) for i, said in enumerate(adapters if isinstance(adapters, list) else [])]
+        yield from ((name, key, said) for key, said in named if isinstance(said, str))
 
 
 def _pool(name: str, tables: dict[str, Any], faults: list[str]) -> Pool | None:

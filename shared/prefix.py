@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from shared.routes import COMPLETIONS, MESSAGES, RESPONSES, ROUTES
+from shared.routes import CHATS, COMPLETIONS, MESSAGES, RESPONSES, ROUTES
 
 BYTES_A_TOKEN = 4
 """Of English text in UTF-8; of most other languages too, where fewer characters make a token but each has more bytes."""
@@ -85,10 +85,13 @@ class _Inputs(Struct, gc=False):
     text_2: Any = None
     data_1: Any = None
     data_2: Any = None
+    instructions: Any = None
+    state: Any = None
 
 
 _PAIRS = (
     ("query", "documents"),
+    ("query", "items"),
     ("queries", "documents"),
     ("queries", "items"),
     ("text_1", "text_2"),
@@ -138,6 +141,8 @@ def _prompt_of(route: str, body: bytes) -> Prompt:
     text, count = _Text(), 1
     if route == COMPLETIONS:
         tokens, count = _add_prompts(text, said.prompt)
+    elif route == CHATS:
+        tokens, count = _add_chats(text, said)
     else:
         tokens = _add_chat(text, said, _messages(route, said))
     tokens += MEDIA_TOKENS * text.media
@@ -167,6 +172,15 @@ def _add_prompts(text: _Text, prompt: Any) -> tuple[int, int]:
         if number == 0:
             text.add(piece)
     return tokens, max(1, len(prompts))
+
+
+def _add_chats(text: _Text, said: _Body) -> tuple[int, int]:
+    """As `_add_prompts`: conversations are run as requests of their own."""
+    chats = said.messages if isinstance(said.messages, list) else [said.messages]
+    tokens = 0
+    for number, chat in enumerate(chats):
+        tokens += _add_chat(text if number == 0 else _Text(), said, chat if isinstance(chat, list) else [chat])
+    return tokens, max(1, len(chats))
 
 
 def _is_ids(prompt: Any) -> bool:

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+CHAT, CHATS, COMPLETIONS = "/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions"
 RESPONSES, MESSAGES, COUNT_TOKENS = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
 EMBEDDINGS, TOKENIZE = "/v1/embeddings", "/tokenize"
 SPEECH, TRANSCRIPTIONS = "/v1/audio/speech", "/v1/audio/transcriptions"
@@ -30,8 +30,12 @@ class Route(Struct, frozen=True):
     """Frames of a stream have an `event:` line; the name is the `type` in their JSON."""
     done: bool = False
     """A stream ends with `data: [DONE]`."""
+    whole: bool = False
+    """It has no streams: engines answer whole, whatever `stream` in the body says."""
     form: bool = False
     """The body may be multipart/form-data."""
+    json: bool = True
+    """The body may be JSON, so it can be a line of a batch."""
     speaks: bool = False
     """It makes tokens from a prompt. The others make none, and their input is weighed as a whole."""
     typed_errors: bool = False
@@ -40,28 +44,31 @@ class Route(Struct, frozen=True):
 
 _ALL = (
     Route(CHAT, done=True, speaks=True),
+    Route(CHATS, whole=True, speaks=True),
     Route(COMPLETIONS, done=True, speaks=True),
     Route(RESPONSES, Shape.RESPONSE, named=True, speaks=True),
     Route(MESSAGES, Shape.MESSAGE, named=True, speaks=True, typed_errors=True),
-    Route(COUNT_TOKENS, typed_errors=True),
-    Route(EMBEDDINGS),
-    Route("/v2/embed"),
-    Route("/pooling"),
-    Route("/classify"),
-    Route("/score"),
-    Route("/v1/score"),
-    Route("/rerank"),
-    Route("/v1/rerank"),
-    Route("/v2/rerank"),
-    Route("/v1/moderations"),
-    Route(TOKENIZE),
-    Route("/detokenize"),
-    Route(TRANSCRIPTIONS, done=True, form=True),
-    Route("/v1/audio/translations", done=True, form=True),
+    Route(COUNT_TOKENS, whole=True, typed_errors=True),
+    Route(EMBEDDINGS, whole=True),
+    Route("/v2/embed", whole=True),
+    Route("/pooling", whole=True),
+    Route("/classify", whole=True),
+    Route("/score", whole=True),
+    Route("/v1/score", whole=True),
+    Route("/rerank", whole=True),
+    Route("/v1/rerank", whole=True),
+    Route("/v2/rerank", whole=True),
+    Route("/generative_scoring", whole=True),
+    Route("/v1/systemone", whole=True),
+    Route("/v1/moderations", whole=True),
+    Route(TOKENIZE, whole=True),
+    Route("/detokenize", whole=True),
+    Route(TRANSCRIPTIONS, done=True, form=True, json=False),
+    Route("/v1/audio/translations", done=True, form=True, json=False),
     Route(SPEECH, Shape.LAST),
     Route("/v1/images/generations", Shape.LAST, named=True),
     Route("/v1/images/edits", Shape.LAST, named=True, form=True),
-    Route("/invocations"),
+    Route("/invocations", done=True),
 )
 ROUTES = {route.path: route for route in _ALL}
 

@@ -91,11 +91,11 @@ def variant_of(alias: Alias, model: str) -> str:
 def pool_of(policy: Policy, pools: Mapping[str, Pool], model: str) -> str:
     """Raises: ModelNotFound, with every name that a client may use."""
     for name, pool in pools.items():
-        if pool.model == model:
+        if model in pool.models:
             return name
     raise ModelNotFound(model, list(names(policy, pools)))
 
 
 def names(policy: Policy, pools: Mapping[str, Pool]) -> Iterator[str]:
     """What clients may call a model: the models, then the aliases, each once."""
-    yield from dict.fromkeys((*(pool.model for pool in pools.values()), *policy.aliases))
+    yield from dict.fromkeys((*(model for pool in pools.values() for model in pool.models), *policy.aliases))

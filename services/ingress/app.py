@@ -29,6 +29,7 @@ from shared.config import Config
 from shared.errors import ErrorBody
 from shared.files import Files
 from shared.ids import new_nonce
+from shared.large import Large
 from shared.lifespan import HttpServer, announce_ready, stop_requested
 from shared.messages import encode
 from shared.objects import Objects
@@ -67,16 +68,16 @@ async def run(settings: Settings) -> None:
 
 
 def build(bus: Bus, deployment: Config, settings: Settings, tails: Tails, attendance: Attendance) -> ASGIApp:
-    submitter = Submitter(bus, deployment)
-    auth = Auth(deployment, settings.host)
-    openai = OpenAI(bus, deployment, tails, submitter, attendance, auth)
-    links = Links(settings.notifier_url)
-    tasks = Tasks(bus, deployment, links, tails, submitter, auth)
-    dead = Dead(bus, deployment, links, submitter, auth)
     objects = Objects(settings.objects_url) if settings.objects_url else None
+    submitter, large = Submitter(bus, deployment, objects), Large(bus, objects, deployment.limits.inline_bytes)
+    auth = Auth(deployment, settings.host)
+    openai = OpenAI(bus, deployment, tails, submitter, large, attendance, auth)
+    links = Links(settings.notifier_url)
+    tasks = Tasks(bus, deployment, links, tails, submitter, large, auth)
+    dead = Dead(bus, deployment, links, submitter, large, auth)
     kept = Files(bus, objects, deployment.limits.files_kept_s)
     files, batches = FileRoutes(deployment, kept, auth), BatchDoor(bus, deployment, kept, auth)
-    responses = Responses(bus, deployment, tails, openai, Canceller(bus, deployment), auth)
+    responses = Responses(bus, deployment, tails, openai, large, Canceller(bus, deployment), auth)
     hot = {route: openai.endpoint(route) for route in ROUTES}
     hot |= {RESPONSES: responses.create, "/v1/tasks": tasks.submit}
     routes: list[BaseRoute] = [
@@ -88,6 +89,7 @@ def build(bus: Bus, deployment: Config, settings: Settings, tails: Tails, attend
         Route("/v1/responses/{id}", responses.show, methods=["GET"]),
         Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
         Route("/v1/responses/{id}/cancel", responses.cancel, methods=["POST"]),
+        Route("/v1/responses/{id}/input_items", responses.input_items, methods=["GET"]),
         Route("/v1/dead", dead.list, methods=["GET"]),
         Route("/v1/dead/requeue", dead.requeue_many, methods=["POST"]),
         Route("/v1/dead/drop", dead.drop_many, methods=["POST"]),
@@ -104,6 +106,7 @@ def build(bus: Bus, deployment: Config, settings: Settings, tails: Tails, attend
         Route("/v1/batches/{id}", batches.show, methods=["GET"]),
         Route("/v1/batches/{id}/cancel", batches.cancel, methods=["POST"]),
         Route("/v1/models", models.listing(deployment, auth), methods=["GET"]),
+        Route("/v1/models/{name:path}", models.showing(deployment, auth), methods=["GET"]),
         Route("/v1/templates", templates.listing(deployment, auth), methods=["GET"]),
         *probe_routes(*map(passing, tails)),
     ]

@@ -8,6 +8,7 @@ from services.ingress.auth import Auth
 from services.ingress.http import Endpoint, respond
 from shared.clock import now_ms
 from shared.config import Config
+from shared.errors import ModelNotFound
 from shared.messages import encode
 from shared.policy import Alias, Policy
 from shared.routing import names, title
@@ -23,6 +24,20 @@ def listing(config: Config, auth: Auth) -> Endpoint:
         await respond(send, 200, encode({"object": "list", "data": views}))
 
     return Endpoint("/v1/models", handle)
+
+
+def showing(config: Config, auth: Auth) -> Endpoint:
+    created_s = now_ms() // 1000
+
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
+        auth.payer(scope)
+        policy, name = config.policy, scope["path_params"]["name"]
+        known = list(names(policy, config.pools))
+        if name not in known:
+            raise ModelNotFound(name, known)
+        await respond(send, 200, encode(view(policy, name, created_s)))
+
+    return Endpoint("/v1/models/{name}", handle)
 
 
 def view(policy: Policy, name: str, created_s: int) -> dict[str, Any]:

@@ -20,7 +20,11 @@ from shared.settings import SHARED
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("ingress", "scheduler", "inference", "notifier")
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").glob("*/README.md")),
+]
 
 
 def text(name: str) -> str:
@@ -39,7 +43,7 @@ def fields(kind: type[msgspec.Struct]) -> dict[str, Any]:
     return {field.encode_name: field for field in msgspec.structs.fields(kind)}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_that_a_document_names_exist(document: Path) -> None:
     said = document.read_text()
     named = set(re.findall(r"`((?:services|shared|deploy|tests|docs)/[\w./-]+)`", said))
@@ -204,7 +208,7 @@ def test_the_stream_door_lists_every_field_and_every_refusal() -> None:
         "dead_letter_not_found",
         "invalid_api_key",
     }
-    not_at_this_door |= {"batch_not_found", "batch_over", "response_not_found", "not_ended"}
+    not_at_this_door |= {"body_gone", "batch_not_found", "batch_over", "response_not_found", "not_ended"}
     assert codes - not_at_this_door == {row[0] for row in table(refused)}
 
 

@@ -172,6 +172,9 @@ async def test_a_response_follows_another_one(client: openai.AsyncOpenAI, http: 
     third = await client.responses.create(model=MODEL, input="four", previous_response_id=second.id)
     assert third.usage is not None
     assert third.usage.input_tokens == 7
+    asked: list[Any] = [item async for item in client.responses.input_items.list(third.id, limit=2, order="asc")]
+    assert [item.content[0].text for item in asked] == ["one two", "one two", "three", "three", "four"]
+    assert len({item.id for item in asked}) == 5
 
 
 async def test_what_is_not_kept_deleted_or_nobodys_is_not_found(client: openai.AsyncOpenAI) -> None:

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from shared import keys
 from shared.messages import Delivery, decode_delivery
+from tests.flow.test_batches import CHAT, line
 from tests.flow.test_task_life import MODEL, chat
 from tests.support.deployment import Deployment, deployment
 from tests.support.processes import holder_of_port
@@ -180,6 +181,33 @@ async def test_every_end_is_told(world: World, http: httpx.AsyncClient) -> None:
     await http.post(f"/v1/tasks/{cancelled}/cancel")
     hits = await world["orders"].got(len(ids))
     assert {event["data"]["id"]: event["type"] for event in (hit.verified() for hit in hits)} == ids
+
+
+async def test_the_end_of_a_batch_is_told_as_its_clients_see_it(world: World, http: httpx.AsyncClient) -> None:
+    """Of one that runs, one that is cancelled and one of which nothing can run; a batch without a webhook tells nothing."""
+    lines = [line(n, "Hi") for n in range(3)]
+    running = await batch(http, lines, webhook="orders")
+    failed = await batch(http, [b"no json"], webhook="orders")
+    cancelled = await batch(http, [line(n, "word " * 1000) for n in range(3)], webhook="orders")
+    await http.post(f"/v1/batches/{cancelled}/cancel")
+    await batch(http, lines)
+    hits = await world["orders"].got(3, timeout_s=30)
+    told = {hit.verified()["data"]["id"]: hit.verified() for hit in hits}
+    ends = {running: "batch.completed", failed: "batch.failed", cancelled: "batch.cancelled"}
+    assert {id: event["type"] for id, event in told.items()} == ends
+    for id, event in told.items():
+        assert event["data"] == (await http.get(f"/v1/batches/{id}")).json()
+    assert told[running]["data"]["request_counts"]["completed"] == 3
+    assert len({hit.id for hit in hits}) == 3
+
+
+async def batch(http: httpx.AsyncClient, lines: list[bytes], **more: Any) -> str:
+    form = {"file": ("in.jsonl", b"\n".join(lines))}
+    file = (await http.post("/v1/files", files=form, data={"purpose": "batch"})).json()
+    asked = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h", **more}
+    made = await http.post("/v1/batches", json=asked)
+    assert made.status_code == 200, made.text
+    return str(made.json()["id"])
 
 
 @pytest.mark.parametrize("webhook", ["nobody", "https://a.example/", "http://10.0.0.1:443/"])

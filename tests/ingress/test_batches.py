@@ -16,12 +16,18 @@ from shared.bus.tail import Tails
 from shared.cancel import Canceller
 from shared.config import Config
 from shared.payer import digest_of
-from shared.policy import Key, Live, Policy
+from shared.policy import Endpoint, Key, Live, Policy, Webhooks
 from tests.support import tasks
 from tests.support.batches import CHAT, line, uploaded
 
 KEYS = {name: Key(sha256=digest_of(f"key of {name}"), tenant=name) for name in ("acme", "other")}
-CONFIG = Config(pools=tasks.CONFIG.pools, live=Live(Policy(keys=KEYS)))
+WEBHOOKS = Webhooks(
+    endpoints={
+        "orders": Endpoint(url="https://a.example/", secret_file="/s"),
+        "theirs": Endpoint(url="https://b.example/", secret_file="/s", tenants=["other"]),
+    }
+)
+CONFIG = Config(pools=tasks.CONFIG.pools, live=Live(Policy(keys=KEYS, webhooks=WEBHOOKS)))
 
 
 def door(bus: Bus, objects_url: str) -> httpx.AsyncClient:
@@ -115,6 +121,30 @@ async def test_wrong_wish_is_refused_by_its_name(bus: Bus, tmp_path: Path, wrong
         answer = await created(http, file_id, **wrong)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
     assert await bus.commands.call("EXISTS", keys.BATCHES) == 0
+
+
+@pytest.mark.parametrize("header", [False, True], ids=["field", "header"])
+async def test_webhook_is_kept_if_its_tenant_may_name_it(bus: Bus, tmp_path: Path, header: bool) -> None:
+    file_id = await uploaded(bus, tmp_path, [line(1)])
+
+    async def asked(webhook: str) -> httpx.Response:
+        body = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+        named = {"x-headrace-webhook": webhook} if header else {}
+        return await http.post(
+            "/v1/batches", json=body if header else {**body, "webhook": webhook}, headers=of("acme") | named
+        )
+
+    async with door(bus, f"file://{tmp_path}") as http:
+        batch = (await asked("orders")).json()
+        refused = await asked("theirs")
+        body = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h", "webhook": "orders"}
+        two = await http.post("/v1/batches", json=body, headers=of("acme") | {"x-headrace-webhook": "theirs"})
+        same = await http.post("/v1/batches", json=body, headers=of("acme") | {"x-headrace-webhook": "orders"})
+    assert (two.status_code, two.json()["error"]["param"], same.status_code) == (400, "webhook", 200)
+    assert (await Batches(bus, 1).read(batch["id"])).webhook == "orders"
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == ("x-headrace-webhook" if header else "webhook")
+    assert "known: orders" in refused.json()["error"]["message"]
 
 
 async def test_lines_of_the_upload_are_the_total_at_once(bus: Bus, tmp_path: Path) -> None:

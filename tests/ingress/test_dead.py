@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from services.inference.scripts import Owner
 from shared import keys
@@ -246,6 +247,14 @@ async def test_a_letter_without_a_task_that_can_be_read_is_shown_and_can_only_be
     assert (await http.delete(f"/v1/dead/smol.0:{entry}")).status_code == 200
 
 
+async def test_a_task_of_an_adapter_is_requeued(
+    http: httpx.AsyncClient, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, _ = await bury(bus)
+    monkeypatch.setitem(CONFIG.pools, "smol", replace(CONFIG.pools["smol"], model="other", adapters=[tasks.MODEL]))
+    assert (await http.post(f"/v1/dead/{address}/requeue")).status_code == 202
+
+
 async def test_a_requeued_reply_goes_to_the_outbox_once_more(http: httpx.AsyncClient, bus: Bus) -> None:
     task = (await ended_with_reply(bus, await tasks.worker(bus))).encode()
     await bus.commands.call("DEL", tasks.SHARD.outbox)
@@ -357,6 +366,25 @@ async def test_a_webhook_is_delivered_again_with_the_same_id_though_its_task_is_
     [(_, fields)] = await tasks.entries(bus, keys.WEBHOOKS)
     assert decode_delivery(fields[b"delivery"]) == event
     assert await letters(bus) == []
+
+
+async def test_a_webhook_of_a_batch_leads_to_the_batch(http: httpx.AsyncClient, bus: Bus) -> None:
+    event = Delivery(id="msg_1", event="batch.expired", to="orders", tenant="default", at_ms=5)
+    fields = ("k", "webhook", "t", "batch_1", "code", "webhook_gone", "reason", "It answered 410.", "tenant", "default")
+    entry = await bus.commands.call("XADD", tasks.SHARD.dead, "*", *fields, "delivery", encode(event))
+    letter = f"{tasks.SHARD.tag}:{entry.decode()}"
+    [seen] = (await http.get("/v1/dead")).json()["data"]
+    assert (seen["task"], seen["links"]) == ("batch_1", {"self": f"/v1/dead/{letter}", "batch": "/v1/batches/batch_1"})
+    answer = await http.post(f"/v1/dead/{letter}/requeue")
+    assert answer.status_code == 202
+    assert answer.json() == {
+        "id": "batch_1",
+        "object": "batch",
+        "status": "expired",
+        "links": {"self": "/v1/batches/batch_1"},
+    }
+    [(_, told)] = await tasks.entries(bus, keys.WEBHOOKS)
+    assert decode_delivery(told[b"delivery"]) == event
 
 
 async def test_a_place_that_answered_410_is_asked_anew_when_its_letter_is_requeued(

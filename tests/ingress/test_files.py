@@ -1,5 +1,6 @@
 """Files over HTTP: what is asked, what is refused, and whose they are."""
 
+import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -74,6 +75,13 @@ async def test_an_upload_is_answered_listed_read_and_deleted(http: httpx.AsyncCl
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "file_not_found")
     assert await bus.commands.call("KEYS", "*") == []
     assert [path for path in (tmp_path / "objects").rglob("*") if path.is_file()] == []
+
+
+async def test_an_idempotency_key_is_refused_since_it_would_not_be_heeded(http: httpx.AsyncClient, bus: Bus) -> None:
+    form = {"file": ("in.jsonl", DATA)}
+    answer = await http.post("/v1/files", files=form, data={"purpose": "batch"}, headers={"idempotency-key": "k"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
+    assert await bus.commands.call("KEYS", "*") == []
 
 
 async def test_pages_go_in_both_orders_and_by_purpose(http: httpx.AsyncClient) -> None:
@@ -254,6 +262,24 @@ async def test_a_store_out_of_reach_is_a_503_that_tells_no_secret(http: httpx.As
     for answer in (await upload(http), await http.get(f"/v1/files/{made['id']}/content")):
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
         assert str(tmp_path) not in answer.text
+
+
+async def test_an_upload_to_a_full_disk_is_a_503_that_leaves_nothing(
+    http: httpx.AsyncClient, bus: Bus, tmp_path: Path
+) -> None:
+    """The limit of the process stands for the disk: the write fails in the same place of the library."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMITS.file_bytes // 2, before[1]))
+    try:
+        answer = await upload(http, b"x" * LIMITS.file_bytes)
+        small = await upload(http)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
+    assert small.status_code == 200
+    await http.delete(f"/v1/files/{small.json()['id']}")
+    assert await bus.commands.call("KEYS", "*") == []
+    assert [path for path in (tmp_path / "objects").rglob("*") if path.is_file()] == []
 
 
 async def test_content_that_was_taken_from_the_store_is_told(http: httpx.AsyncClient, tmp_path: Path) -> None:

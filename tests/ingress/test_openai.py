@@ -185,6 +185,15 @@ async def test_models_and_aliases_are_listed_with_what_an_alias_stands_for(
     assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == [tasks.MODEL, "echo-2"]
 
 
+async def test_one_model_is_shown_as_it_is_listed_and_an_unknown_one_is_none(http: httpx.AsyncClient) -> None:
+    for name in (tasks.MODEL, "chat"):
+        listed = {model["id"]: model for model in (await http.get("/v1/models")).json()["data"]}
+        assert (await http.get(f"/v1/models/{name}")).json() == listed[name]
+    refused = await http.get("/v1/models/some%2Fmodel")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+    assert "`some/model` does not exist" in refused.json()["error"]["message"]
+
+
 async def test_templates_are_listed_with_what_they_need(http: httpx.AsyncClient, config: Config) -> None:
     greet = Template(
         messages=[Message(role="user", content="Say {{ input_text }} to {{ context.who }}.")],

@@ -189,3 +189,82 @@ async def test_a_stream_that_is_read_later_begins_with_the_attempt_that_stands(
     assert await tasks.finish_one(bus, owner, tasks.ending(hand, 1, 1)) == "ok"
     answer = await http.get(f"{PATH}/resp_{hand.id}?stream=true")
     assert (answer.status_code, answer.text) == (200, 'data: {"n":1}\n\n')
+
+
+# -- input items
+
+
+async def pages(http: httpx.AsyncClient, made: Any, **asked: Any) -> list[Any]:
+    """As the `openai` client goes through them."""
+    found: list[Any] = []
+    more = True
+    while more:
+        page = (await http.get(f"{PATH}/{made['id']}/input_items", params=asked)).json()
+        assert (page["object"], len(page["data"])) == ("list", min(len(page["data"]), asked.get("limit", 20)))
+        assert (page["first_id"], page["last_id"]) == (page["data"][0]["id"], page["data"][-1]["id"])
+        found += page["data"]
+        more, asked["after"] = page["has_more"], page["last_id"]
+    return found
+
+
+async def test_input_items_are_whole_and_come_in_pages_in_both_orders(http: httpx.AsyncClient) -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    twice = {"type": "reasoning", "id": "rs_1", "summary": []}
+    spoken = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    given = {"type": "message", "id": "msg_1", "role": "user", "content": [{"type": "input_text", "text": "three"}]}
+    made = await make(http, input=[*spoken, call, twice, twice, given])
+    ids = [f"msg_{task_of(made)}_0", f"msg_{task_of(made)}_1", f"item_{task_of(made)}_2", "rs_1"]
+    parts = [
+        {"type": "input_text", "text": "one"},
+        {"type": "output_text", "text": "two", "annotations": []},
+    ]
+    want = [
+        {"type": "message", "id": ids[0], "role": "user", "content": [parts[0]]},
+        {"type": "message", "id": ids[1], "role": "assistant", "content": [parts[1]]},
+        {**call, "id": ids[2]},
+        twice,
+        {**twice, "id": f"item_{task_of(made)}_4"},
+        given,
+    ]
+    assert await pages(http, made, order="asc") == want
+    assert await pages(http, made) == want[::-1], "as the OpenAI API does, the last one first"
+    for limit in (1, 2, 6):
+        assert await pages(http, made, limit=limit, order="asc") == want
+        assert await pages(http, made, limit=limit) == want[::-1]
+
+
+async def test_input_items_of_one_that_follows_begin_with_what_was_said_before(
+    http: httpx.AsyncClient, bus: Bus
+) -> None:
+    owner = await tasks.worker(bus)
+    first = await make(http)
+    whole = await complete(bus, owner, first, "two")
+    second = await make(http, input="three", previous_response_id=first["id"])
+    items = await pages(http, second, order="asc")
+    assert [item["content"][0]["text"] for item in items] == ["one", "two", "three"]
+    assert items[1]["content"] == whole["output"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"limit": "101"}, "limit"),
+        ({"order": "up"}, "order"),
+        ({"after": "msg_x"}, "after"),
+        ({"include[]": "file_search_call.results"}, "include[]"),
+    ],
+)
+async def test_wrong_page_of_input_items_is_refused_by_its_name(
+    http: httpx.AsyncClient, asked: dict[str, str], param: str
+) -> None:
+    made = await make(http)
+    answer = await http.get(f"{PATH}/{made['id']}/input_items", params=asked)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_input_that_is_no_list_of_objects_has_no_items_and_others_see_none(http: httpx.AsyncClient) -> None:
+    made = await make(http, input=["one", 2])
+    one = f"{PATH}/{made['id']}/input_items"
+    assert (await http.get(one)).json()["error"]["param"] == "input"
+    assert (await http.get(one, headers=BETA)).status_code == 404
+    assert (await pages(http, await make(http), limit=1))[0]["content"] == [{"type": "input_text", "text": "one"}]

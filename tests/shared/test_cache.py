@@ -144,6 +144,12 @@ def test_parts_of_a_key_never_run_into_each_other(model: str, tenant: str, other
     assert digest({}, model=model, tenant=tenant) != digest({}, model=other_model, tenant=other_tenant)
 
 
+def test_what_was_made_of_a_file_is_shared_with_no_other_tenant() -> None:
+    shared = Policy(cache=[CacheRule(ttl_s=60, when="always", shared=True)])
+    body = {"images": [{"file_id": "file-" + "0" * 32}]}
+    assert digest(body, shared, tenant="a") == digest(body, tenant="a") != digest(body, shared, tenant="b")
+
+
 def test_only_a_shared_rule_shares_between_tenants() -> None:
     shared = Policy(cache=[CacheRule(ttl_s=60, when="always", shared=True)])
     assert digest({}, shared, tenant="a") == digest({}, shared, tenant="b") != digest({}, tenant="a")

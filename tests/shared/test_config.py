@@ -103,6 +103,15 @@ def test_two_pools_may_not_serve_one_model(tmp_path: Path) -> None:
     assert "pools.b.model is 'm': the pool a serves it already" in told
 
 
+def test_an_adapter_is_a_name_like_that_of_a_model(tmp_path: Path) -> None:
+    told = faults(
+        tmp_path, '[pools.a]\nmodel = "m"\nadapters = ["n", "m"]\n[pools.b]\nmodel = "n"\nadapters = ["\\u0007"]'
+    )
+    assert "pools.a.adapters[1] is 'm': the pool a serves it already" in told
+    assert "pools.b.model is 'n': the pool a serves it already" in told
+    assert "pools.b.adapters[0] is '\\x07': printable characters only" in told
+
+
 def test_model_served_twice_is_told_beside_other_faults_of_its_pools(tmp_path: Path) -> None:
     told = faults(tmp_path, '[pools.a]\nmodel = "m"\nshards = 0\n[pools.b]\nmodel = "m"\nslots = -1')
     assert told.splitlines()[0].endswith("has 3 faults:")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import InvalidRequest
-from shared.forms import LONGEST_TYPE, field, parts, with_field, without_boundary
+from shared.forms import LONGEST_TYPE, MOST_OPTIONS, MOST_PARTS, field, parts, with_field, without_boundary
 
 TYPE = "multipart/form-data; boundary=bound"
 
@@ -65,3 +65,16 @@ def test_two_tries_of_a_form_differ_in_nothing_but_the_boundary() -> None:
     assert without_boundary(body, TYPE) == without_boundary(again, "multipart/form-data; boundary=other")
     for changed in (body.replace(b"m\r\n--bound--", b"n\r\n--bound--"), body.replace(b"a.wav", b"b.wav")):
         assert without_boundary(changed, TYPE) != without_boundary(body, TYPE)
+
+
+def test_a_form_that_would_keep_the_event_loop_busy_is_refused() -> None:
+    fields = [(str(number), "", b"") for number in range(MOST_PARTS + 1)]
+    assert len(parts(form(*fields[1:]), TYPE)) == MOST_PARTS
+    with pytest.raises(InvalidRequest, match=f"more than {MOST_PARTS} parts"):
+        parts(form(*fields), TYPE)
+    (odd,) = parts(form(("file", "a;" * (MOST_OPTIONS - 2), b"")), TYPE)
+    assert odd.filename == "a;" * (MOST_OPTIONS - 2)
+    with pytest.raises(InvalidRequest, match=f"more than {MOST_OPTIONS} semicolons"):
+        parts(form(("file", "a;" * (MOST_OPTIONS - 1), b"")), TYPE)
+    with pytest.raises(InvalidRequest, match="two headers Content-Disposition"):
+        parts(form(("a", "", b"")).replace(b"\r\n\r\n", b"\r\nContent-Disposition: form-data\r\n\r\n", 1), TYPE)

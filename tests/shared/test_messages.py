@@ -4,7 +4,18 @@ from msgspec import Raw
 
 from shared.errors import ErrorBody
 from shared.lifecycle import Lane, State
-from shared.messages import NULL, Chunks, Finished, Reset, Started, Task, decode_event, decode_task, encode
+from shared.messages import (
+    NULL,
+    Chunks,
+    Finished,
+    Reset,
+    Started,
+    Task,
+    decode_event,
+    decode_task,
+    encode,
+    is_json_elsewhere,
+)
 from tests.support.tasks import chunks_event
 
 TASK = Task(route="/v1/completions", model="m", tenant="t", lane=Lane.BATCH, metadata=Raw(b'{"k":[1, 2]}'))
@@ -55,3 +66,19 @@ def test_error_is_carried_whole() -> None:
     event = decode_event(encode(Finished(attempt=1, last=0, state=State.FAILED, status=500, error=error)))
     assert isinstance(event, Finished)
     assert event.error == error
+
+
+@pytest.mark.parametrize(
+    ("said", "is_elsewhere"),
+    [
+        (b'{"content_type":"application/json","bytes":9,"url":"/v1/tasks/t/result"}', True),
+        (b'{"content_type":"audio/wav","bytes":9,"url":"/v1/tasks/t/result"}', False),
+        (b'{"content_type":"application/json","bytes":9,"url":"/v1/tasks/other/result"}', False),
+        (b'{"content_type":"\xff","bytes":9,"url":"/v1/tasks/t/result"}', False),
+        (b'{"content_type":"application/json"}', False),
+        (b"[" * 300, False),
+        (b"null", False),
+    ],
+)
+def test_only_the_place_of_a_large_answer_in_json_stands_for_it(said: bytes, is_elsewhere: bool) -> None:
+    assert is_json_elsewhere("t", Raw(said)) is is_elsewhere

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
 from shared.errors import ConfigError, ObjectMissing, StoreUnavailable
 from shared.objects import PART_BYTES, PIECE_BYTES, Objects
@@ -127,6 +128,30 @@ async def test_a_key_that_leads_out_of_the_store_is_refused(objects: Objects) ->
         await objects.get("../x")
 
 
+def counted(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0
+
+
+async def test_what_goes_in_and_out_and_what_fails_is_counted(objects: Objects) -> None:
+    before = {way: counted("hr_object_bytes_total", direction=way) for way in ("written", "read")}
+    failed, calls = (
+        counted("hr_object_failures_total", operation="get"),
+        counted("hr_object_seconds_count", operation="get"),
+    )
+    await objects.put("a", b"12345")
+    await objects.write("b", pieces(b"123", b"4567"))
+    assert await objects.get("a") == b"12345"
+    assert await read(objects, "b", 3) == [b"4567"]
+    with pytest.raises(ObjectMissing):
+        await objects.get("none")
+    with pytest.raises(StoreUnavailable):
+        await objects.get("../x")
+    after = {way: counted("hr_object_bytes_total", direction=way) for way in ("written", "read")}
+    assert {way: after[way] - before[way] for way in after} == {"written": 12, "read": 9}
+    assert counted("hr_object_failures_total", operation="get") - failed == 1, "what is not there is no failure"
+    assert counted("hr_object_seconds_count", operation="get") - calls == 3
+
+
 # -- a folder
 
 
@@ -150,8 +175,44 @@ async def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 async def test_a_folder_that_is_gone_is_no_missing_object(tmp_path: Path) -> None:
     objects = Objects((tmp_path / "gone").as_uri())
     (tmp_path / "gone").rmdir()
-    with pytest.raises(StoreUnavailable, match="No such file"):
-        await objects.get("a")
+    for call in (objects.get("a"), objects.delete("a")):
+        with pytest.raises(StoreUnavailable, match="No such file"):
+            await call
+
+
+async def test_a_folder_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    """As when it is unmounted: what is written beneath would be hidden by the next mount."""
+    objects, folder = Objects((tmp_path / "gone").as_uri()), tmp_path / "gone"
+    await objects.put("a/b", b"1")
+    folder.rename(tmp_path / "aside")
+    for call in (objects.put("a", b"1"), objects.write("a/b", pieces(b"1"))):
+        with pytest.raises(StoreUnavailable, match="No such file"):
+            await call
+    assert not folder.exists()
+    (tmp_path / "aside").rename(folder)
+    await objects.put("a/b", b"2")
+    assert await objects.get("a/b") == b"2"
+
+
+async def test_a_folder_that_is_unmounted_is_not_used_until_it_is_mounted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an unmounted folder leaves: an empty one, of the file system beneath."""
+    mounts = {Path("/"), tmp_path}
+    monkeypatch.setattr(Path, "is_mount", lambda path: path in mounts)
+    folder = tmp_path / "objects"
+    objects = Objects(folder.as_uri())
+    await objects.put("a", b"1")
+    mounts.remove(tmp_path)
+    for call in (objects.put("b", b"1"), objects.get("b"), objects.delete("b")):
+        with pytest.raises(StoreUnavailable, match="another file system"):
+            await call
+    mounts.add(tmp_path)
+    assert await keys(objects, "") == ["a"]
+    await objects.put("b", b"1")
+    mounts.add(folder)
+    with pytest.raises(StoreUnavailable, match="another file system"):
+        await objects.put("c", b"1")
 
 
 async def test_what_killed_writers_left_is_hidden_and_forgotten_when_it_is_old(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_aliases_templates_and_cache_rules() -> None:
         ("cache = { ttl_s = 1 }", "cache is {'ttl_s': 1}: expected tables, [[cache]]"),
         ("[[cache]]", "cache[0].ttl_s is missing"),
         ("[[cache]]\nttl_s = 3601", "cache[0].ttl_s is 3601: at most 3600 (limits.results_kept_s)"),
-        ("[[cache]]\nttl_s = 1\nroute = '/v1/chat'", "cache[0].route is '/v1/chat': allowed: /v1/chat/completions, /v1/com"),
+        ("[[cache]]\nttl_s = 1\nroute = '/v1/chat'", "cache[0].route is '/v1/chat': allowed: /v1/chat/completions, /v1/chat/completions/batch, /v1/com"),
         ("[[cache]]\nttl_s = 1\nwhen = 'never'", "cache[0].when is 'never': allowed: deterministic, always"),
         ("[[cache]]\nttl_s = 1\n[[cache]]\nttl_s = 2", "cache[1] is never taken: cache[0] fits all that it fits"),
         (

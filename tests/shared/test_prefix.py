@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.prefix import LENGTHS, MEDIA_TOKENS, MOST, MOST_TOKENS, SHORTEST, Prompt, look
-from shared.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, ROUTES, TRANSCRIPTIONS
+from shared.routes import CHAT, CHATS, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, ROUTES, TRANSCRIPTIONS
 
 Message = dict[str, Any]
 LONG = "The mill turns while the river runs. " * 60
@@ -193,6 +193,14 @@ json = st.recursive(
 FIELDS = ("model", "messages", "prompt", "tools", "cache_salt", "max_tokens", "max_completion_tokens", "n")
 message = json | st.fixed_dictionaries({}, optional={"role": json, "content": json, "tool_calls": json})
 bodies = st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, json) | {"messages": st.lists(message) | json})
+
+
+def test_several_conversations_weigh_as_many_requests_that_begin_as_the_first_one() -> None:
+    messages = [[said("user", LONG)], [said("user", "short")]]
+    found = look(CHATS, msgspec.json.encode({"model": "m", "messages": messages, "max_tokens": 8}))
+    one, other = (chat(*conversation, max_tokens=8) for conversation in messages)
+    assert (found.tokens_in, found.tokens_out) == (one.tokens_in + other.tokens_in, 16)
+    assert found.prefix == one.prefix
 
 
 @given(route=st.sampled_from([CHAT, COMPLETIONS]), body=bodies, pad=st.booleans())

@@ -93,6 +93,13 @@ def test_a_speech_says_in_words_of_its_own_that_it_streams(route: str, format: b
 
 
 @pytest.mark.parametrize("route", ROUTES)
+def test_only_routes_that_stream_heed_the_wish_for_a_stream(route: str) -> None:
+    if route != SPEECH:
+        request = from_openai(CONFIG, ANONYMOUS, route, b'{"model":"m","stream":true}')
+        assert request.task.streamed is not ROUTES[route].whole
+
+
+@pytest.mark.parametrize("route", ROUTES)
 def test_every_route_takes_json_at_its_path_and_in_the_envelope(route: str) -> None:
     body = b'{"model":"m","x":[1.0]}'
     for request in (

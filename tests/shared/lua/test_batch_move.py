@@ -1,6 +1,7 @@
 """batch_move.lua: from one status to the next; only the holder ends a batch, and only when nothing of it is open."""
 
 import pytest
+from msgspec.structs import replace
 
 from shared import keys
 from shared.batches import Fence, Status, make, move
@@ -73,6 +74,14 @@ async def test_end_leaves_the_record_for_a_while_and_nothing_else(bus: Bus, fenc
     assert 0 < await tasks.ttl_ms(bus, keys.batch(ID, "state")) <= KEPT_MS
     assert await bus.commands.call("HEXISTS", keys.batch(ID, "state"), "twice") == 0
     assert await move(bus, ID, None, [Status.IN_PROGRESS], Status.CANCELLING) == "is completed"
+
+
+async def test_end_that_is_still_to_be_told_does_not_expire(bus: Bus) -> None:
+    await make(bus, ID, replace(ASKED, webhook="orders"), 0)
+    fence = await held(bus)
+    await begun(bus, fence)
+    assert await move(bus, ID, fence, [Status.IN_PROGRESS], Status.COMPLETED, kept_ms=KEPT_MS) == "ok"
+    assert await bus.commands.call("PTTL", keys.batch(ID, "state")) == -1
 
 
 async def test_unknown_batch_is_told(bus: Bus) -> None:
