@@ -85,9 +85,9 @@ class MortalBus(Bus):
 class MortalObjects(Objects):
     fate = Fate()
 
-    async def read(self, key: str, start: int = 0) -> AsyncGenerator[bytes, None]:
+    async def read(self, key: str, start: int = 0, *, size: int | None = None) -> AsyncGenerator[bytes, None]:
         self._check()
-        async for piece in super().read(key, start):
+        async for piece in super().read(key, start, size=size):
             yield piece
 
     async def put(self, key: str, data: bytes) -> None:
@@ -127,11 +127,25 @@ async def uploaded(bus: Bus, folder: Path, lines: Sequence[bytes]) -> str:
 
 
 async def made(
-    bus: Bus, folder: Path, lines: Sequence[bytes], *, window_s: int = 3600, tenant: str = "acme", key: str = ""
+    bus: Bus,
+    folder: Path,
+    lines: Sequence[bytes],
+    *,
+    window_s: int = 3600,
+    tenant: str = "acme",
+    key: str = "",
+    webhook: str = "",
 ) -> Batch:
     """`key`: the Idempotency-Key."""
-    file_id = await uploaded(bus, folder, lines)
-    asked = Asked(tenant=tenant, key="", endpoint=CHAT, input_file_id=file_id, window=f"{window_s}s", window_s=window_s)
+    asked = Asked(
+        tenant=tenant,
+        key="",
+        endpoint=CHAT,
+        input_file_id=await uploaded(bus, folder, lines),
+        window=f"{window_s}s",
+        window_s=window_s,
+        webhook=webhook,
+    )
     return await Batches(bus, CONFIG.limits.files_kept_s).make(asked, key=key)
 
 

@@ -1,4 +1,4 @@
-"""A callable for the python engine that answers chats and completions with the words it was asked, as the echo engine does."""
+"""A callable for the python engine that answers with the words it was asked, as the echo engine does."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,6 +8,10 @@ PAUSE_S = 0.005
 
 
 async def echoing(body: dict[str, Any]) -> Any:
+    if "file" in body:
+        return {"text": f"{body['file'].filename} {len(body['file'].data)} bytes"}
+    if "input" in body:
+        return f"RIFF {body['input']}".encode(), "audio/wav"
     chat = "messages" in body
     said = body["messages"][-1]["content"] if chat else body["prompt"]
     words = said.split()[: body.get("max_tokens")]

@@ -28,6 +28,8 @@ IN_PROCESS = pytest.mark.parametrize("engine", ["echo", REAL], indirect=True)
 """Engines that tell token ids, and so can go on."""
 OF_OPENAI = pytest.mark.parametrize("engine", ["echo", "openai", REAL], indirect=True)
 """Engines whose answers and errors have the shape of OpenAI's; those of `python` have that of the callable."""
+OF_MEDIA = pytest.mark.parametrize("engine", ["echo", "openai", "python"], indirect=True)
+"""Engines that take forms and answer with sounds."""
 
 
 def make_engine(name: str, *, wedged_s: float = 60, upstream: str = "") -> Engine:

@@ -27,9 +27,9 @@ async def wait_until(
         await asyncio.sleep(TICK_S)
 
 
-def wait_blocking(predicate: Predicate, description: str, timeout_s: float = TIMEOUT_S) -> None:
+def wait_blocking(predicate: Predicate, description: str, timeout_s: float = TIMEOUT_S, tick_s: float = TICK_S) -> None:
     """The same, outside an event loop."""
     give_up_at_s = monotonic_s() + timeout_s
     while not predicate():
         assert monotonic_s() < give_up_at_s, f"not within {timeout_s:g} s: {description}"
-        time.sleep(TICK_S)
+        time.sleep(tick_s)
