@@ -24,6 +24,7 @@ from shared.messages import (
     Reset,
     Resumed,
     Started,
+    Stored,
     Task,
     encode,
 )
@@ -56,6 +57,11 @@ GOLDEN: list[tuple[Message, bytes]] = [
         (b'{"type":"task.v1","route":"/v1/completions","model":"m","tenant":"default","expires_in_s":1.5,"attached":true,'
          b'"requeued_from":"t"}'),
     ),
+    (
+        Task(route="/v1/completions", model="m", tenant="default", shared=True, stored=Stored(name="o", bytes=5)),
+        (b'{"type":"task.v1","route":"/v1/completions","model":"m","tenant":"default","shared":true,'
+         b'"stored":{"name":"o","bytes":5}}'),
+    ),
     (Pending(model="m", lane=Lane.NORMAL), b'{"type":"pending.v1","model":"m","lane":"normal"}'),
     (Started(attempt=1, worker="w"), b'{"type":"started.v1","attempt":1,"worker":"w"}'),
     (Reset(attempt=2, why="retry"), b'{"type":"reset.v1","attempt":2,"why":"retry"}'),
@@ -67,6 +73,11 @@ GOLDEN: list[tuple[Message, bytes]] = [
     (
         Finished(attempt=1, last=0, state=State.COMPLETED, status=200),
         b'{"type":"finished.v1","attempt":1,"last":0,"state":"completed","status":200}',
+    ),
+    (
+        Finished(attempt=1, last=0, state=State.COMPLETED, status=200, content_type="image/png", stored=Stored(name="o", bytes=5)),
+        (b'{"type":"finished.v1","attempt":1,"last":0,"state":"completed","status":200,"content_type":"image/png",'
+         b'"stored":{"name":"o","bytes":5}}'),
     ),
     (
         Finished(

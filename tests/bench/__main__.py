@@ -4,11 +4,12 @@ import argparse
 
 import uvloop
 
-from tests.bench import affinity, batch, bus, decisions, durability, echo, mixed, tokens
+from tests.bench import affinity, batch, batch_vllm, bus, decisions, durability, echo, mixed, tokens
 
 BENCHMARKS = {
     "affinity": affinity.main,
     "batch": batch.main,
+    "batch_vllm": batch_vllm.main,
     "bus": bus.main,
     "decisions": decisions.main,
     "durability": durability.main,

@@ -5,7 +5,7 @@ import importlib
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +85,31 @@ def check_variables(environ: dict[str, str]) -> None:
     for service in SERVICES:
         load(service, environ)
     prefixes = tuple(f"HEADRACE_{service.upper()}_" for service in SERVICES)
-    assert [name for name in environ if name not in SHARED and not name.startswith(prefixes)] == []
+    assert [name for name in environ if name not in {*SHARED, *PASSED_ON} and not name.startswith(prefixes)] == []
 
 
 def read_yaml(path: Path) -> list[Any]:
     return [document for document in yaml.safe_load_all(path.read_text()) if document]
 
 
-def read_compose() -> dict[str, Any]:
-    """As docker compose reads it with no variable set."""
-    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (DEPLOY / "compose.yaml").read_text())
+PASSED_ON = {
+    f"AWS_{name}" for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "REGION", "ENDPOINT_URL")
+}
+"""To the library of the object store, which reads them itself."""
+
+
+def read_compose(shell: Mapping[str, str] = {}) -> dict[str, Any]:
+    """As docker compose reads it with the variables of `shell` set."""
+    text = (DEPLOY / "compose.yaml").read_text()
+    text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: shell.get(found[1]) or found[2], text)
     compose: dict[str, Any] = yaml.safe_load(text)
+    for service in compose["services"].values():
+        given = service.get("environment", {})
+        service["environment"] = {
+            name: value if value is not None else shell[name]
+            for name, value in given.items()
+            if value is not None or name in shell
+        }
     return compose
 
 

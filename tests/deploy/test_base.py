@@ -69,7 +69,10 @@ def test_the_base_gives_every_service_a_valid_environment_and_configuration() ->
     assert maps["headrace"]["files"] == [file]
     assert config.load(str(DEPLOY / "base" / file)).pools == config.DEFAULT_POOLS
     for _, pod, container in containers():
-        assert container["envFrom"] == [{"configMapRef": {"name": "headrace-environment"}}]
+        assert container["envFrom"] == [
+            {"configMapRef": {"name": "headrace-environment"}},
+            {"secretRef": {"name": "headrace-objects", "optional": True}},  # the cluster's own, where there is a bucket
+        ]
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         assert volumes[mounts[folder]]["configMap"] == {"name": "headrace"}

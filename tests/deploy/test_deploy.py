@@ -11,6 +11,7 @@ from shared.policy import Policy
 from shared.settings import DRAIN_S
 from tests.deploy.reading import (
     DEPLOY,
+    PASSED_ON,
     ROOT,
     SERVICES,
     STAGES,
@@ -40,6 +41,15 @@ def test_compose_sets_only_variables_that_services_know() -> None:
         check_variables(service["environment"])
         mounted = dict(volume.split(":")[:2][::-1] for volume in service["volumes"])
         assert (DEPLOY / mounted[service["environment"]["HEADRACE_CONFIG"]]).resolve() == DEPLOY / "headrace.toml"
+
+
+def test_compose_hands_a_bucket_and_its_keys_on_to_every_service() -> None:
+    for shell in ({}, {"HEADRACE_OBJECTS": "s3://bucket/x", **dict.fromkeys(PASSED_ON, "y")}):
+        for name in SERVICES:
+            service = read_compose(shell)["services"][name]
+            check_variables(service["environment"])
+            given = {key: value for key, value in service["environment"].items() if key in {*shell, "HEADRACE_OBJECTS"}}
+            assert given == {"HEADRACE_OBJECTS": "file:///var/lib/headrace/objects"} | shell
 
 
 @pytest.mark.parametrize("path", [DEPLOY / "headrace.toml", DEPLOY / "base" / "headrace.toml"], ids=str)
