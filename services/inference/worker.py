@@ -1,9 +1,8 @@
 """From a work entry to the end of a run: start, run on the engine, publish, finish or give up.
 
-    work entry -> start.lua -> (rebase.lua) -> Engine.run -> Emitter (emit.lua) -> finish.lua | release.lua
+    work entry -> start.lua -> (rebase.lua) -> Engine.run -> Emitter (emit.lua) -> Closing (finish.lua | release.lua)
 
-A body that is too large for Redis is read from the object store before the engine runs, and such an answer is put there before
-the end is written.
+A body that is too large for Redis is read from the object store before the engine runs.
 
 Invariants
   - A task is in `runs` from its start to its end, and once: an entry that comes again for it is passed over.
@@ -19,48 +18,27 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec
 
 import msgspec
-from msgspec.structs import replace
 
 from services.inference import metrics
+from services.inference.closing import AGAIN_S, Closing
 from services.inference.continuing import Base, going_on, made_anew
 from services.inference.emitter import Emitter
-from services.inference.ending import (
-    RETRIED,
-    Conclusion,
-    conclude,
-    ending,
-    failure,
-    parting,
-    setback,
-    unread,
-    untouched,
-)
+from services.inference.ending import failure
 from services.inference.engine import Answer, Call, CannotResume, Chunk, Engine, EngineDead
 from services.inference.responding import as_ours
 from services.inference.restoring import restore, tell
 from services.inference.room import UPSTREAM_OPEN, Room
-from services.inference.run import (
-    DRAINED,
-    ENGINE_DIED,
-    FENCED,
-    OUT_OF_STEP,
-    UNREACHABLE,
-    UNREADABLE,
-    Fenced,
-    Parting,
-    Run,
-)
-from services.inference.scripts import Ending, Hand, Owner, Release, Running, finish, release, start
-from shared.bus.batch import Batcher
+from services.inference.run import DRAINED, ENGINE_DIED, FENCED, UNREACHABLE, Fenced, Parting, Run
+from services.inference.scripts import Hand, Owner, Running, start
 from shared.bus.client import Bus
 from shared.bus.consume import Entry
 from shared.bus.script import MAX_ITEMS
 from shared.clock import monotonic_s
 from shared.config import Config
-from shared.errors import BusError, HeadraceError, NoObjectStore, ObjectMissing, StoreUnavailable
+from shared.errors import BusError, NoObjectStore, ObjectMissing, StoreUnavailable
 from shared.files import Files
 from shared.large import Large
 from shared.lifecycle import Lane
@@ -69,15 +47,9 @@ from shared.routes import RESPONSES
 
 log = logging.getLogger(__name__)
 
-AGAIN_S = 1.0
-"""Between two tries while Redis is out of reach, or a key holds another type until somebody removes it."""
-STORE_PAUSE_S = 10.0
-"""At the soonest after so long a task is tried again whose body could not be read: an object store that is down stays so for a
-minute rather than a second, and the tries of a task are few."""
 LAST_WORDS_S = 10.0
 """For handing back what is not done, after the time to drain."""
 
-End = TypeVar("End", Ending, Release)
 P = ParamSpec("P")
 
 
@@ -92,8 +64,7 @@ class Worker:
         self.died = asyncio.Event()
         """Set when the engine has died: nothing more can run here."""
         self._emitter = Emitter(bus, owner, lambda run: self.stop(run.id, FENCED))
-        self._endings: Batcher[Ending, str] = Batcher(self._finish_all, size=lambda e: len(e.result) + len(e.chunks))
-        self._releases: Batcher[Release, str] = Batcher(self._release_all, size=lambda r: len(r.result) + len(r.chunks))
+        self._closing = Closing(bus, owner, self._emitter, self.room, self._large)
         self._aside: set[asyncio.Task[None]] = set()
         """Work of no run: tasks that cannot start yet, or not at all."""
 
@@ -136,8 +107,7 @@ class Worker:
         for task in list(self._aside):
             task.cancel()
         await self._emitter.stop()
-        await self._endings.drain()
-        await self._releases.drain()
+        await self._closing.drain()
 
     # -- what comes
 
@@ -175,17 +145,13 @@ class Worker:
             run = Run(hand, running)
         except msgspec.DecodeError as error:  # written over by somebody else; the others of the batch must go on
             log.error("task %s cannot be read: %s", hand.id, error)
-            self._do_aside(self._refuse, hand, running.published)
+            self._do_aside(self._closing.refuse, hand, running.published)
             return
         self.runs[run.id] = run
         metrics.RUNNING.set(len(self.runs))
         metrics.WAITED.labels(run.task.lane).observe(run.waited_s)
         metrics.observe_eta(run.task, running)
         run.working = asyncio.create_task(self._work(run))
-
-    async def _refuse(self, hand: Hand, published: int) -> None:
-        outcome = await self._releases.add(untouched(hand, published, UNREADABLE))
-        metrics.GIVEN_UP.labels(UNREADABLE.why, outcome.partition(" ")[0]).inc()
 
     def _do_aside(self, work: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
         async def guarded() -> None:
@@ -203,7 +169,7 @@ class Worker:
     async def _work(self, run: Run) -> None:
         try:
             if self.room.closed:
-                await self._give_up(run, UPSTREAM_OPEN)
+                await self._closing.give_up(run, UPSTREAM_OPEN)
             else:
                 self.room.began(run.id, run.task.lane)
                 await self._run(run)
@@ -215,33 +181,30 @@ class Worker:
     async def _run(self, run: Run) -> None:
         longest_s, setting = self._longest(run.task.lane)
         try:
-            if (
-                run.task.stored is not None
-            ):  # a store that hangs is no fault of the task, and has a time limit of its own
+            if run.task.stored is not None:  # with a time limit of its own: a store that hangs is no fault of the task
                 run.body = await self._large.get(run.id, run.task.stored)
             async with asyncio.timeout(longest_s):
                 answer = await self._generate(run)
         except EngineDead as error:
             log.error("the engine died while it ran %s: %s", run.id, error)
             self.died.set()
-            await self._give_up(run, run.parting or ENGINE_DIED)
+            await self._closing.give_up(run, run.parting or ENGINE_DIED)
         except Fenced as error:
             log.warning("%s cannot go on: %s", run.id, error)
-            await self._give_up(run, FENCED)
+            await self._closing.give_up(run, FENCED)
         except BusError as error:
             log.error("%s cannot go on: %s", run.id, error)
-            await self._give_up(run, UNREACHABLE)
+            await self._closing.give_up(run, UNREACHABLE)
         except asyncio.CancelledError:
             if run.parting is None:
                 raise
-            await self._give_up(run, run.parting)
+            await self._closing.give_up(run, run.parting)
         except TimeoutError:
-            message = f"The task ran for more than {longest_s:g} s ({setting})."
-            await self._end(run, failure(message, status=504, code="run_time_exceeded"), retried=False)
+            await self._closing.late(run, f"The task ran for more than {longest_s:g} s ({setting}).")
         except (ObjectMissing, StoreUnavailable, NoObjectStore) as error:
-            await self._end_unread(run, error)
+            await self._closing.unread(run, error)
         else:
-            await self._end(run, answer, retried=answer.status in RETRIED)
+            await self._closing.answered(run, answer)
 
     def _longest(self, lane: Lane) -> tuple[float, str]:
         """Seconds that a run may take, and the setting that says so."""
@@ -303,96 +266,3 @@ class Worker:
         metrics.CHUNKS.inc()
         metrics.TOKENS.inc(len(chunk.tokens))
         self._emitter.mark(run)
-
-    # -- the end
-
-    async def _end(self, run: Run, answer: Answer, *, retried: bool) -> None:
-        run.ending = True
-        charged = self.room.answered(run.id, answer.status, unreached=answer.unreached)
-        if retried and not charged:
-            await self._give_up(run, UPSTREAM_OPEN)
-            return
-        await self._emitter.settle(run)
-        conclusion = self._conclude(run, answer)
-        if retried:
-            await self._set_back(run, conclusion, answer.retry_after_s)
-        else:
-            await self._finish(run, await self._stored(run, conclusion))
-
-    async def _end_unread(self, run: Run, error: HeadraceError) -> None:
-        """Its body could not be read: the engine, which was not asked, is not to blame."""
-        log.error("the body of %s cannot be read: %s", run.id, error)
-        run.ending = True
-        conclusion = self._conclude(run, unread(error))
-        if isinstance(error, ObjectMissing):
-            await self._finish(run, conclusion)
-        else:
-            await self._set_back(run, conclusion, STORE_PAUSE_S)
-
-    async def _stored(self, run: Run, conclusion: Conclusion) -> Conclusion:
-        """A large answer goes into the object store. Not one whose pieces went through Redis already, nor one that others may be
-        given; and if the store does not take it, it goes through Redis as well."""
-        inline = run.last or conclusion.error is not None or run.task.shared
-        if inline or not self._large.takes(conclusion.result):
-            return conclusion
-        try:
-            stored = await self._large.put(run.id, conclusion.result)
-        except (StoreUnavailable, BusError) as error:
-            log.warning("the answer of %s goes through Redis: %s", run.id, error)
-            return conclusion
-        return replace(conclusion, result=b"", stored=stored)
-
-    async def _set_back(self, run: Run, conclusion: Conclusion, least_s: float) -> None:
-        outcome = await self._last_word(run, self._releases.add, lambda: setback(run, conclusion, least_s))
-        metrics.GIVEN_UP.labels(conclusion.reason, outcome).inc()
-
-    async def _finish(self, run: Run, conclusion: Conclusion) -> None:
-        if await self._last_word(run, self._endings.add, lambda: ending(run, conclusion)) == "ok":
-            metrics.ENDED.labels(conclusion.state, conclusion.reason).inc()
-            metrics.RAN.labels(run.task.lane).observe(monotonic_s() - run.started_at_s)
-
-    async def _give_up(self, run: Run, why: Parting) -> None:
-        run.ending = True
-        await self._emitter.settle(run)
-        outcome = await self._last_word(run, self._releases.add, lambda: parting(run, why))
-        metrics.GIVEN_UP.labels(why.why, outcome).inc()
-        log.info("gave up %s (%s): %s", run.id, why.why, outcome)
-
-    async def _last_word(self, run: Run, write: Callable[[End], Awaitable[str]], make: Callable[[], End]) -> str:
-        """Repeat a run's last write until Redis takes it, and it joins what is published; answers its verdict.
-
-        However long that is: should the lease lapse meanwhile, the verdict is 'fenced', and the slot is free again.
-        """
-        while True:
-            try:
-                verdict = await write(make())
-            except BusError as error:
-                log.error("the end of %s cannot be written: %s", run.id, error)
-                await asyncio.sleep(AGAIN_S)
-                continue
-            if verdict.startswith("gap"):
-                run.published = int(verdict[4:])
-                if run.published <= run.last:
-                    continue
-                log.error("task %s has %d chunks published, this run made fewer", run.id, run.published)
-                return await self._releases.add(untouched(run.hand, run.published, OUT_OF_STEP))
-            if not verdict.startswith("wrongtype"):
-                if verdict == "fenced":
-                    metrics.FENCED.inc()
-                return verdict
-            log.error("task %s waits to end: %s holds a type that is not Headrace's", run.id, verdict[10:])
-            await asyncio.sleep(AGAIN_S)
-
-    def _conclude(self, run: Run, answer: Answer) -> Conclusion:
-        limit_bytes = self._limits.result_bytes
-        try:
-            return conclude(run, answer, limit_bytes)
-        except Exception as error:
-            log.exception("the chunks of %s do not make an answer", run.id)
-            return conclude(run, failure(f"The engine's chunks do not make an answer: {error!r}"), limit_bytes)
-
-    async def _finish_all(self, endings: Sequence[Ending]) -> Sequence[str]:
-        return await finish(self._bus, self._owner, endings)
-
-    async def _release_all(self, releases: Sequence[Release]) -> Sequence[str]:
-        return await release(self._bus, self._owner, releases)

@@ -9,9 +9,10 @@ import pytest
 from msgspec.structs import replace
 
 from services.inference.breaker import FAILED_TASKS, State
+from services.inference.closing import STORE_PAUSE_S
 from services.inference.engine import Answer, Call, Chunk
 from services.inference.scripts import Owner
-from services.inference.worker import STORE_PAUSE_S, Worker
+from services.inference.worker import Worker
 from services.scheduler.object_sweep import AGAIN_MS
 from services.scheduler.scripts import dispatch
 from shared import large
