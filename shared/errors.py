@@ -113,7 +113,7 @@ class TaskNotFound(RequestError):
 class ResponseNotFound(RequestError):
     status, code = 404, "response_not_found"
 
-    def __init__(self, id: str, *, param: str = "id") -> None:
+    def __init__(self, id: str, *, param: str = "response_id") -> None:
         super().__init__(f"There is no response {id[:120]!r}; it may have been deleted or expired.", param=param)
 
 
@@ -141,8 +141,8 @@ class BatchOver(RequestError):
 class FileNotFound(RequestError):
     status, code = 404, "file_not_found"
 
-    def __init__(self, file_id: str) -> None:
-        super().__init__(f"There is no file {file_id[:80]!r}; it may have been deleted or expired.", param="id")
+    def __init__(self, file_id: str, *, param: str = "id") -> None:
+        super().__init__(f"There is no file {file_id[:80]!r}; it may have been deleted or expired.", param=param)
 
 
 class DeadLetterNotFound(RequestError):

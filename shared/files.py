@@ -59,6 +59,10 @@ class File(Struct, frozen=True, kw_only=True):
     expires_at_ms: int
     """Unix milliseconds; from then on it is gone."""
 
+    @property
+    def gone(self) -> bool:
+        return self.expires_at_ms <= now_ms()
+
 
 class Files:
     """Every method raises BusError besides what it names."""
@@ -114,7 +118,7 @@ class Files:
     async def get(self, file_id: str) -> File:
         """Raises: FileNotFound."""
         file = await self.record(file_id)
-        if file is None or file.expires_at_ms <= now_ms():
+        if file is None or file.gone:
             raise FileNotFound(file_id)
         return file
 
@@ -139,7 +143,7 @@ class Files:
         while len(found) < limit:
             page = await self._bus.read(pages, index, first, first + min(PAGE, limit) - 1)
             records = await asyncio.gather(*(self.record(file_id.decode()) for file_id in page))
-            there = [file for file in records if file is not None and file.expires_at_ms > now_ms()]
+            there = [file for file in records if file is not None and not file.gone]
             found += [file for file in there if purpose in ("", file.purpose)]
             if len(page) < min(PAGE, limit):
                 break

@@ -65,9 +65,9 @@ class BatchDoor:
         said: Create = read(_create, await read_body(scope, receive, BODY_BYTES), Create)
         asked = asked_of(said, payer.tenant, payer.key, self._webhook(scope, payer.tenant, said))
         self._files.objects  # noqa: B018 - raises, where there is no store
-        file = await self._files.get(said.input_file_id)
-        if not may_see(payer, file.tenant):
-            raise FileNotFound(said.input_file_id)
+        file = await self._files.record(said.input_file_id)
+        if file is None or file.gone or not may_see(payer, file.tenant):
+            raise FileNotFound(said.input_file_id, param="input_file_id")
         if file.purpose != PURPOSE:
             raise InvalidRequest(
                 f"The purpose of the file {file.id} is {file.purpose!r}; upload it with the purpose {PURPOSE!r}.",

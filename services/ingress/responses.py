@@ -225,7 +225,7 @@ class Responses:
             if told is not None and told.stored is not None:
                 await self._large.drop(kept.task_id, told.stored)
 
-    async def _find(self, id: str, payer: Payer, *, param: str = "id") -> Kept:
+    async def _find(self, id: str, payer: Payer, *, param: str = "response_id") -> Kept:
         """Raises: ResponseNotFound: also for what is another tenant's, or was not to be kept."""
         task_id = task_of_response(id)
         if not task_id or self._tails.of(place_of(task_id)) is None:

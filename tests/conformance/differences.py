@@ -68,7 +68,7 @@ def _unknown_route(status: int, *, vllm: int = 0, reason: str = SHAPE) -> Differ
 _NO_TASK = Refused(400, "BadRequestError", 400, "task")
 _NO_RESPONSE = Difference(
     KEPT,
-    Refused(404, "invalid_request_error", "response_not_found", "id"),
+    Refused(404, "invalid_request_error", "response_not_found", "response_id"),
     Refused(404, "invalid_request_error", 404, "response_id"),
 )
 

@@ -76,7 +76,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     "files.content of a batch's errors": result("invalid_json_line"),
     "batches.list": result(True),
     "batches.cancel": result("cancelled"),
-    "batches.create of an unknown file": missing("file_not_found"),
+    "batches.create of an unknown file": missing("file_not_found", "input_file_id"),
     "batches.retrieve of an unknown one": missing("batch_not_found", "batch_id"),
     "files.delete": result(True),
     "files.retrieve of a deleted one": missing("file_not_found"),
@@ -91,7 +91,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     "responses.stream of one that is known": result({"after": 1, "text": "to be or not"}),
     "responses.cancel": result("cancelled"),
     "responses.delete": result({"id": "str", "object": "response.deleted", "deleted": True}),
-    "responses.retrieve of a deleted one": missing("response_not_found"),
+    "responses.retrieve of a deleted one": missing("response_not_found", "response_id"),
 }
 PART: dict[str, dict[str, Any]] = {
     "files.create": {"object": "file", "filename": "in.jsonl", "purpose": "batch", "status": "processed", "lines": 4},
