@@ -12,7 +12,7 @@ from msgspec import Raw, Struct
 
 from shared.events import Failed, message_events, message_of, response_events, response_of
 from shared.messages import NULL
-from shared.routes import CHAT, ROUTES, Shape
+from shared.routes import CHAT, INVOCATIONS, ROUTES, Shape
 
 
 class Delta(Struct):
@@ -188,7 +188,7 @@ def _join_choices(route: str, chunks: Iterable[bytes]) -> Assembled:
             _add(choices.setdefault(part.get("index", 0), {}), part)
         head |= {key: value for key, value in chunk.items() if value is not None or key not in head}
     whole = [choices[index] for index in sorted(choices)]
-    if route == CHAT:
+    if route == CHAT or (route == INVOCATIONS and any("delta" in choice for choice in whole)):
         head["object"] = "chat.completion"
         for choice in whole:
             choice["message"] = message = choice.pop("delta", {})
@@ -213,7 +213,7 @@ def disassemble(route: str, result: bytes) -> list[bytes]:
         case Shape.LAST:
             return [result]
     choices, usage = head.pop("choices", []), head.pop("usage", None)
-    if route == CHAT:
+    if route == CHAT or (route == INVOCATIONS and any("message" in choice for choice in choices)):
         head["object"] = "chat.completion.chunk"
         for choice in choices:
             choice["delta"] = message = choice.pop("message", {})

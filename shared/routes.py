@@ -8,6 +8,7 @@ CHAT, CHATS, COMPLETIONS = "/v1/chat/completions", "/v1/chat/completions/batch",
 RESPONSES, MESSAGES, COUNT_TOKENS = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
 EMBEDDINGS, TOKENIZE = "/v1/embeddings", "/tokenize"
 SPEECH, TRANSCRIPTIONS = "/v1/audio/speech", "/v1/audio/transcriptions"
+INVOCATIONS = "/invocations"
 
 
 class Shape(StrEnum):
@@ -68,7 +69,7 @@ _ALL = (
     Route(SPEECH, Shape.LAST),
     Route("/v1/images/generations", Shape.LAST, named=True),
     Route("/v1/images/edits", Shape.LAST, named=True, form=True),
-    Route("/invocations", done=True),
+    Route(INVOCATIONS, done=True),
 )
 ROUTES = {route.path: route for route in _ALL}
 

@@ -40,7 +40,8 @@ async def headrace(app: Starlette) -> AsyncIterator[dict[str, httpx.AsyncClient]
 async def page(request: Request) -> Response:
     response = FileResponse(HERE / "page.html")
     if VISITOR not in request.cookies:
-        response.set_cookie(VISITOR, secrets.token_urlsafe(16), max_age=30 * 86_400, httponly=True, samesite="strict")
+        visitor, secure = secrets.token_urlsafe(16), request.url.scheme == "https"
+        response.set_cookie(VISITOR, visitor, max_age=30 * 86_400, httponly=True, samesite="strict", secure=secure)
     return response
 
 

@@ -6,6 +6,7 @@ uvicorn --app-dir examples/from_fastapi after:app --port 8000
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import httpx
 from contract import Forecast, Series
@@ -23,8 +24,8 @@ RUNS = 409
 
 @contextlib.asynccontextmanager
 async def headrace(app: FastAPI) -> AsyncIterator[dict[str, httpx.AsyncClient]]:
-    timeout = httpx.Timeout(10, read=LONGEST_S)
-    async with httpx.AsyncClient(base_url=HEADRACE_URL, timeout=timeout) as client:
+    timeout, limits = httpx.Timeout(10, read=LONGEST_S), httpx.Limits(max_connections=None)  # who waits holds one
+    async with httpx.AsyncClient(base_url=HEADRACE_URL, timeout=timeout, limits=limits) as client:
         yield {"headrace": client}
 
 
@@ -50,7 +51,7 @@ async def forecast(
 
 @app.get("/forecast/{id}", responses={202: {"description": "not yet"}})
 async def look(id: str, request: Request, response: Response) -> Forecast | dict[str, str]:
-    answer = await request.state.headrace.get(f"/v1/tasks/{id}/result")
+    answer = await request.state.headrace.get(f"/v1/tasks/{quote(id, safe='')}/result")
     return later(id, response) if answer.status_code == RUNS else Forecast(**read(answer))
 
 

@@ -7,14 +7,14 @@ published ones they are swallowed, and readers notice nothing; the first one tha
 import contextlib
 import re
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from services.inference.engine import Answer, Chunk
 
-CREATED = re.compile(rb'"created(?:_at)?":\d+')
+CREATED = re.compile(rb'"created(?:_at)?"\s*:\s*\d+')
 """The first one of a chunk is the time of the attempt; what an engine says of it stands before all that a model says."""
 
 
@@ -48,15 +48,17 @@ async def going_on(pieces: Pieces, published: Sequence[Chunk]) -> AsyncGenerator
 async def made_anew(pieces: Pieces, published: Sequence[Chunk]) -> AsyncGenerator[Piece | Base, None]:
     """`pieces` of an engine that starts from nothing, without those that readers have."""
     made: list[Chunk] = []
+    own = ""
     async with contextlib.aclosing(pieces):
         async for piece in pieces:
+            own = own or _id(piece)
             if _is_error(piece):
                 yield piece
             elif len(made) == len(published):
                 yield Base(published)
-                yield dated(piece, published[0])
+                yield dated(piece, published[0], own)
                 break
-            elif isinstance(piece, Chunk) and same(published[len(made)], piece):
+            elif isinstance(piece, Chunk) and same(published[len(made)], dated(piece, published[0], own)):
                 made.append(piece)
             else:
                 yield Base(())
@@ -66,26 +68,32 @@ async def made_anew(pieces: Pieces, published: Sequence[Chunk]) -> AsyncGenerato
                 published = ()
                 break
         async for piece in pieces:
-            yield dated(piece, published[0]) if published else piece
+            yield dated(piece, published[0], own) if published else piece
 
 
-def dated(piece: Piece, first: Chunk) -> Piece:
-    """With the time and the id of the attempt that made `first`: one answer has one of each."""
+PieceT = TypeVar("PieceT", Chunk, Piece)
+
+
+def dated(piece: PieceT, first: Chunk, own: str = "") -> PieceT:
+    """With the time and the id of the attempt that made `first`: one answer has one of each.
+
+    `own`: the id of this attempt's answer; any other is data, such as that of a row.
+    """
     if not isinstance(piece, Chunk):
         return piece
     data, created = piece.data, CREATED.search(first.data)
     if created is not None:
         data = CREATED.sub(created[0], data, count=1)
-    theirs, ours = _id(data), _id(first.data)
-    if theirs and ours and theirs != ours:
-        named = re.compile(rb'("id"\s*:\s*)' + re.escape(msgspec.json.encode(theirs)))
+    ours = _id(first) if own else ""
+    if ours and ours != own == _id(piece):
+        named = re.compile(rb'("id"\s*:\s*)' + re.escape(msgspec.json.encode(own)))
         data = named.sub(lambda found: found[1] + msgspec.json.encode(ours), data, count=1)
     return Chunk(data, piece.tokens, piece.prompt)
 
 
-def _id(data: bytes) -> str:
+def _id(piece: Piece) -> str:
     try:
-        return _named.decode(data).id
+        return _named.decode(piece.data).id if isinstance(piece, Chunk) else ""
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
 
@@ -99,18 +107,18 @@ def same(published: Chunk, made: Chunk) -> bool:
 
 
 def _bare(data: bytes) -> Any:
-    """Without what two engines tell differently of the same tokens: ids are drawn (of the answer by upstreams, of tool calls by
-    all), and log probabilities are not computed again for what is dropped."""
+    """Without what two engines tell differently of the same tokens: ids of messages and tool calls are drawn, and log probabilities
+    are not computed again for what is dropped."""
     try:
         frame = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return data
-    for name in ("id", "created", "system_fingerprint", "metrics"):
+    for name in ("created", "system_fingerprint", "metrics"):
         frame.pop(name, None)
     if isinstance(message := frame.get("message"), dict):  # of an error it is a text
         message.pop("id", None)
     (frame.get("usage") or {}).pop("prompt_tokens_details", None)
-    for choice in frame.get("choices", ()):
+    for choice in frame.get("choices") or ():
         choice.pop("logprobs", None)
         for call in (choice.get("delta") or {}).get("tool_calls") or ():
             call.pop("id", None)

@@ -63,8 +63,10 @@ class Room:
 
     @property
     def breaker(self) -> State | None:
-        """None: the engine has none."""
-        return self._breaker.state if self._breaker else None
+        """None: the engine has none. One whose upstreams all rest is as good as open."""
+        if self._breaker is None:
+            return None
+        return State.OPEN if self.closed else self._breaker.state
 
     def began(self, task_id: str, lane: Lane) -> None:
         self._limiter.began(task_id, lane)
@@ -80,7 +82,7 @@ class Room:
             self._note(self._limiter.refused(task_id))
         if not failed:
             self._limiter.ended(task_id, well=True)
-        elif not self._engine.capacity().slots:  # its upstreams rest
+        elif unreached or not self._engine.capacity().slots:  # upstreams rest
             self.on_change()
         if self._breaker is None or unreached:
             return not unreached
@@ -105,7 +107,7 @@ class Room:
         metrics.PREEMPTIONS.inc(max(0, capacity.preemptions - self._preemptions))
         self._preemptions = capacity.preemptions
         if self._breaker is not None:
-            metrics.BREAKER.set(list(State).index(self._breaker.state))
+            metrics.BREAKER.set(list(State).index(self.breaker or State.CLOSED))
             metrics.RETRY_BUDGET.set(self._breaker.budget.left)
 
     def _one_more(self) -> Slots:

@@ -1,11 +1,13 @@
 """Takes a Server-Sent Events body apart."""
 
+import re
+
 import msgspec
 
 from services.inference.engine import Answer
 
 DONE = b"[DONE]"
-FAULTS = (b'{"error":', b'{"type":"error"')
+FAULT = re.compile(rb'\s*\{\s*"(?:error"\s*:|type"\s*:\s*"error")')
 """How the routes begin the payload of a frame that tells of a failure."""
 
 
@@ -27,8 +29,11 @@ def _payload(frame: bytes) -> bytes:
 
 def fault_in(payload: bytes) -> Answer | None:
     """The end that a frame tells of, as an error in the shape of a whole answer; None: it is a chunk like others."""
-    if not payload.startswith(FAULTS):
-        return None
+    return fault_of(payload) if FAULT.match(payload) else None
+
+
+def fault_of(payload: bytes) -> Answer | None:
+    """Of a frame that is known to tell of one; None: it does not, after all."""
     try:
         told = msgspec.json.decode(payload, type=dict)
     except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from services.inference.ending import failure
 from services.inference.engine import Answer, Chunk
-from services.inference.sse import Frames, fault_in
+from services.inference.sse import Frames, fault_of
 from shared.clock import now_ms
 from shared.errors import ErrorBody
 from shared.messages import encode
@@ -54,6 +54,7 @@ class _Failure(Struct):
 
 class _Frame(Struct):
     error: Raw | UnsetType = UNSET
+    type: Any = None
 
 
 _failure = msgspec.json.Decoder(_Failure)
@@ -142,11 +143,12 @@ class Reading:
         """The end that a frame tells of in place of a chunk."""
         try:
             frame.decode()  # the decoder passes over strings that are not UTF-8
-            error = _frame.decode(frame).error
+            told = _frame.decode(frame)
         except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
             raise Broken(f"{self._who} has sent a frame that is no JSON object: {wrong}.") from None
+        error = told.error
         if error is UNSET or bytes(error) == b"null":
-            return fault_in(frame)
+            return fault_of(frame) if told.type == "error" else None
         code = _said(frame)[1]
         status = STATUSES.get(code, code) if isinstance(code, int) and 400 <= code < 600 else 500
         return Answer(status=status, body=self._as_error(b'{"error":' + bytes(error) + b"}", status))

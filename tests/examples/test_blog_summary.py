@@ -18,6 +18,8 @@ from tests.examples.programs import python, serving
 from tests.support.browser import chromium
 from tests.support.deployment import Deployment, deployment, free_port
 
+pytestmark = pytest.mark.timeout(400)  # the first test fetches a browser
+
 EXAMPLE = ROOT / "examples" / "blog_summary"
 POSTS = {post["slug"]: post for post in json.loads((EXAMPLE / "posts.json").read_text())}
 SLOW = """
@@ -36,6 +38,7 @@ model = "smollm2-135m-instruct"
 options = {{ dtype = "float32", max-model-len = 1024, kv-cache-memory-bytes = {256 * 1024 * 1024} }}
 """
 PATIENCE_MS = 90_000
+PATHS = ("/", "/posts", "/summaries")
 
 
 class Blog(Struct):
@@ -105,6 +108,7 @@ async def test_a_summary_goes_on_over_a_reload_in_two_tabs_though_its_worker_is_
         await completed(tab, "bread")
         assert await shown(tab, "bread") == summary("bread")
         assert not await tab.locator("#bread button:visible").count(), "there is nothing more to do"
+    seen += [await page.evaluate("(path) => fetch(path).then((a) => a.text())", path) for path in PATHS]
     assert not any(blog.key in said for said in [*seen, await page.content()])
 
 
@@ -155,7 +159,7 @@ def test_what_headrace_refuses_is_told_and_so_is_that_it_is_away(blog: Blog) -> 
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_the_default_model_sums_up(tmp_path: Path, browser: Browser) -> None:
     config = REAL + (EXAMPLE / "headrace.toml").read_text()
     with deployment(tmp_path, "--engine", "vllm", config=config, timeout_s=240) as deployed:

@@ -17,6 +17,8 @@ from tests.support.browser import chromium
 from tests.support.deployment import Deployment, deployment, free_port
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.timeout(400)  # the first test fetches a browser
+
 EXAMPLE = ROOT / "examples" / "product_copy"
 SLOW = """
 [pools.smol]

@@ -82,6 +82,16 @@ async def test_an_answer_made_anew_keeps_the_id_of_the_first_attempt() -> None:
     assert told == [Base(published), frame("one", said), DONE]
 
 
+async def test_ids_that_are_data_stay_and_are_compared() -> None:
+    def rows(*ids: int) -> list[Chunk]:
+        return [Chunk(b'{"id":"row-%d","choices":null}' % id) for id in ids]
+
+    told = [piece async for piece in made_anew(engine([*rows(1, 2, 3), DONE]), rows(1))]
+    assert told == [Base(rows(1)), *rows(2, 3), DONE]
+    told = [piece async for piece in made_anew(engine([*rows(1, 3), DONE]), rows(1, 2))]
+    assert told == [Base(()), *rows(1, 3), DONE]
+
+
 async def test_a_message_made_anew_is_the_same_whatever_its_id() -> None:
     def start(id: str) -> Chunk:
         return Chunk(b'{"type":"message_start","message":{"id":"%b","role":"assistant"}}' % id.encode())

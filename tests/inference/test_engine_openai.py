@@ -189,6 +189,7 @@ TROUBLE: dict[str, tuple[Sequence[Part], int, str]] = {
         503,
         "too hot",
     ),
+    "an error whose type stands behind": (streamed(b'{"code": "bad", "message": "no such voice", "type": "error"}'), 500, "no such voice"),
     "an error in the stream without a code": (streamed(b'{"error":{"message":"lost","code":null}}'), 500, "lost"),
     "an overload by another number": ([reply(b'{"error":{"message":"overloaded","type":"x"}}', 529)], 503, "overloaded"),
 }  # fmt: skip

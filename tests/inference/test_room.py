@@ -111,6 +111,18 @@ def test_open_it_has_no_room_and_says_so_at_once(remote: Room) -> None:
     assert changes[-1] == NO_SLOTS
 
 
+def test_an_engine_that_could_not_be_asked_says_so_at_once_and_charges_nobody(config: Config) -> None:
+    engine = Told(faults=True)
+    room, changes = Room(engine, config), list[Slots]()
+    room.on_change = lambda: changes.append(room.slots)
+    for left in (4, 0):
+        room.began(f"t{left}", NORMAL)
+        engine.told = Capacity(slots=left)
+        assert not room.answered(f"t{left}", 502, unreached=True)
+        assert len(changes) == (1 if left else 2), "one of several upstreams, too"
+    assert (changes[-1], room.breaker) == (NO_SLOTS, State.OPEN)
+
+
 def test_a_failure_that_was_begun_before_it_opened_is_not_charged(remote: Room) -> None:
     remote.began("old", BATCH)
     break_it(remote)

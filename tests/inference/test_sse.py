@@ -31,6 +31,8 @@ def test_a_frame_without_its_end_is_kept_back() -> None:
     [
         (b'{"error":{"message":"no","type":"t","code":404}}', 404, {"message": "no", "type": "t", "code": 404}),
         (b'{"error":{"message":"no","code":"busy"}}', 500, {"message": "no", "type": "server_error", "code": "busy"}),
+        (b'{"error": {"message": "no", "type": "t"}}', 500, {"message": "no", "type": "t"}),
+        (b'{ "type" : "error", "message": "no"}', 500, {"message": "no", "type": "server_error", "param": None}),
         (b'{"type":"error","error":{"type":"t","message":"no"}}', 500, {"message": "no", "type": "t"}),
         (b'{"type":"error","code":"c","message":"no","param":null}', 500, {"message": "no", "type": "server_error", "code": "c", "param": None}),
     ],

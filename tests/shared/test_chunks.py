@@ -8,6 +8,7 @@ import pytest
 from shared.chunks import assemble, deltas, disassemble, first_text, texts
 from shared.messages import NULL
 from shared.request import CHAT, COMPLETIONS
+from shared.routes import INVOCATIONS
 
 HEAD = {"id": "chatcmpl-1", "created": 7, "model": "m"}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -75,6 +76,15 @@ def test_choices_are_joined_each_by_itself_and_in_their_order() -> None:
     ]
     answer = whole(CHAT, *chunks)
     assert [(choice["index"], choice["message"]["content"]) for choice in answer["choices"]] == [(0, "aA"), (1, "bB")]
+
+
+def test_what_is_asked_for_by_invocation_is_a_chat_or_a_completion_as_its_chunks_are() -> None:
+    told = whole(INVOCATIONS, chat(delta(0, role="assistant", content="a")), chat(delta(0, content="b")))
+    assert (told["object"], told["choices"][0]["message"]["content"]) == ("chat.completion", "ab")
+    assert texts(msgspec.json.encode(told)) == [(0, "ab")]
+    assert whole(INVOCATIONS, *disassemble(INVOCATIONS, msgspec.json.encode(told))) == told
+    told = whole(INVOCATIONS, text({"index": 0, "text": "Hel"}), text({"index": 0, "text": "lo"}))
+    assert (told["object"], told["choices"][0]["text"]) == ("text_completion", "Hello")
 
 
 def test_logprobs_of_a_chat_follow_one_another() -> None:

@@ -4,6 +4,7 @@ npm and pip install what an application names, into a folder of this Python envi
 application is a process; it writes a line of JSON for each call: `name`, and `result` or `error`.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ def calls_in(source: Path, opening: str, closing: str) -> list[str]:
     block = source.read_text().partition(f"{opening}\n")[2].partition(f"\n{closing}\n")[0]
     indent = len(block) - len(block.lstrip(" "))
     quoted = re.findall(rf"^ {{{indent}}}(?:'([^']+)'|\"([^\"]+)\"): ", block, re.MULTILINE)
+    assert quoted, f"{source.name}: there are no calls between {opening!r} and {closing!r}"
     return [single or double for single, double in quoted]
 
 
@@ -84,8 +86,9 @@ def installed(named: Iterable[Path], install: Callable[[Path], None]) -> Path:
         for name, text in texts.items():
             (aside / name).write_bytes(text)
         install(aside)
-        if not folder.exists():
+        with contextlib.suppress(OSError):  # somebody else was faster
             aside.rename(folder)
+        assert folder.exists(), f"{folder} could not be made"
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder

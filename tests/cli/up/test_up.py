@@ -1,5 +1,6 @@
 """`headrace up` as a whole, with the echo engine and a real Redis."""
 
+import asyncio
 import json
 import os
 import pty
@@ -14,6 +15,9 @@ from urllib.request import urlopen
 import pytest
 
 from services.cli.failure import FAULT, OK, USAGE
+from services.cli.up import command
+from services.cli.up.command import Up
+from services.cli.up.screen import Screen
 from tests.cli.conftest import Shell, redis_with
 from tests.support.deployment import command_line
 from tests.support.processes import alive
@@ -71,6 +75,20 @@ def test_a_model_that_answers_no_question_is_no_fault(shell: Shell, pool: str, a
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert (process.returncode, "no answer: " in said, "sky" in said) == (OK, asked, asked)
+
+
+async def test_a_model_whose_engine_is_away_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def wait(self: Up, url: str, question: str) -> int:
+        return await asyncio.Future()
+
+    monkeypatch.setattr(Up, "_ask", wait)
+    monkeypatch.setattr(command, "GREET_S", 0.01)
+    up = Up.__new__(Up)
+    up._screen = Screen()
+    await up._greet("http://127.0.0.1:1")
+    assert "no answer within 0.01 s" in capsys.readouterr().err
 
 
 def test_json_is_one_line_with_the_urls_and_a_signal_stops_everything(shell: Shell) -> None:
