@@ -489,6 +489,17 @@ async def test_what_cannot_be_loaded_is_told_with_its_own_words(
     assert set(children(os.getpid())) <= before
 
 
+async def test_a_process_whose_end_was_broken_off_can_be_ended_all_the_same(make: Make) -> None:
+    """One of several that do not load is cancelled by the first that fails, at any step of its own end."""
+    (process,) = (await make("double"))._places._processes
+    broken_off = asyncio.create_task(process._close())
+    await asyncio.sleep(0)
+    broken_off.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await broken_off
+    await process.end()
+
+
 async def test_a_load_that_never_ends_is_given_up(no_task_left: None) -> None:
     with pytest.raises(ConfigError, match=r"not loaded within 0.2 s \(python.load_s\)"):
         await built("Forever", load_s=0.2).start()
