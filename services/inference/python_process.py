@@ -178,7 +178,9 @@ class Process:
     async def _close(self) -> None:
         self._pipe.close()
         self._writer.close()
-        with contextlib.suppress(ConnectionError):  # shielded: who is cancelled here would cancel it for all who come after
+        with contextlib.suppress(
+            ConnectionError
+        ):  # shielded: who is cancelled here would cancel it for all who come after
             await asyncio.shield(self._writer.wait_closed())
 
     @property
