@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pictures import picture
+from pictures import each, picture
 from PIL import Image, ImageFilter, ImageOps
 
 FIELDS = ("model", "image", "images", "prompt", "size", "output_format", "answer")
@@ -25,15 +25,7 @@ MOST_GAIN = 1.6
 
 
 def beautify(bodies: list[Any]) -> list[Any]:
-    """An error in place of one result is the answer to that one; the others of the batch go on."""
-    return [_guarded(body) for body in bodies]
-
-
-def _guarded(body: Any) -> Any:
-    try:
-        return answered(body)
-    except ValueError as error:
-        return error
+    return each(bodies, answered)
 
 
 def answered(body: dict[str, Any]) -> Any:

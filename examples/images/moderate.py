@@ -9,7 +9,7 @@ import hashlib
 from typing import Any
 
 import numpy as np
-from pictures import picture
+from pictures import each, picture
 from PIL import Image
 
 FIELDS = ("model", "input")
@@ -24,15 +24,7 @@ THRESHOLDS = {"blank": 0.98, "blurred": 0.5, "too_dark": 0.8, "too_bright": 0.9,
 
 
 def moderate(bodies: list[Any]) -> list[Any]:
-    """An error in place of one result is the answer to that one; the others of the batch go on."""
-    return [_guarded(body) for body in bodies]
-
-
-def _guarded(body: Any) -> Any:
-    try:
-        return answered(body)
-    except ValueError as error:
-        return error
+    return each(bodies, answered)
 
 
 def answered(body: dict[str, Any]) -> dict[str, Any]:

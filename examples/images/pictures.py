@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -13,6 +14,17 @@ MOST_PIXELS = 24_000_000
 """Of a picture, before it is unpacked: a file of 50 kB can hold more pixels than there is memory for."""
 URL_CHARS = 80
 """Of what was sent, in the words of an error."""
+
+
+def each(bodies: list[Any], answered: Callable[[Any], Any]) -> list[Any]:
+    """An error in place of one result is the answer to that one; the others of the batch go on."""
+    results: list[Any] = []
+    for body in bodies:
+        try:
+            results.append(answered(body))
+        except ValueError as error:
+            results.append(error)
+    return results
 
 
 def picture(given: Any) -> Image.Image:

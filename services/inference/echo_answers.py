@@ -1,5 +1,6 @@
 """What the echo engine answers in words, in the shape of each route that speaks: whole, or in chunks of one word."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ class _Dated(Struct):
     created: int
 
 
-class Reply:
+class Reply(ABC):
     """The answer to one body."""
 
     field: ClassVar[str]
@@ -36,19 +37,19 @@ class Reply:
         self.reason = "stop" if len(self.words) == len(said) else "length"
         self.created = now_ms() // 1000
 
+    @abstractmethod
     def last_said(self) -> str:
         """What is echoed."""
-        raise NotImplementedError
 
     def others(self) -> Iterable[str]:
         """The rest of the prompt: it only counts."""
         return ()
 
-    def whole(self) -> Answer:
-        raise NotImplementedError
+    @abstractmethod
+    def whole(self) -> Answer: ...
 
-    def chunks(self) -> list[Chunk]:
-        raise NotImplementedError
+    @abstractmethod
+    def chunks(self) -> list[Chunk]: ...
 
     @property
     def first_word(self) -> str:
@@ -86,11 +87,11 @@ class _Choice(Reply):
     def head(self, kind: str) -> dict[str, Any]:
         return {"id": f"{self.prefix}-{self.task_id}", "object": kind, "created": self.created, "model": self.model}
 
-    def said(self, text: str) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def said(self, text: str) -> dict[str, Any]: ...
 
-    def piece(self, text: str) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def piece(self, text: str) -> dict[str, Any]: ...
 
     def whole(self) -> Answer:
         said = self.said("".join(self.words))
@@ -147,11 +148,11 @@ class Completion(_Choice):
 class _Eventful(Reply):
     """Responses and messages: a stream of named events, one of them for each word."""
 
-    def events(self) -> list[Event]:
-        raise NotImplementedError
+    @abstractmethod
+    def events(self) -> list[Event]: ...
 
-    def built(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def built(self) -> dict[str, Any]: ...
 
     def whole(self) -> Answer:
         return Answer(status=200, body=_encode(self.built()))
