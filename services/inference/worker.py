@@ -5,7 +5,9 @@
 A body that is too large for Redis is read from the object store before the engine runs.
 
 Invariants
-  - A task is in `runs` from its start to its end, and once: an entry that comes again for it is passed over.
+  - A task is in `runs` from its start to its end, and once: an entry that comes again for it is passed over. One of a later
+    epoch is another hand-out: the task was taken from this worker, or given up by it, and has come back before the run was over
+    here. It starts as soon as that is.
   - The fence travels with every write. Whoever answers 'fenced' ends the run here: somebody else has the task.
   - A run ends in one of two ways, each one script: finished, or given up (told to stop, drained, engine dead, to be tried
     again). Both take along what was not published yet, and clear the work entry, and with it the slot.
@@ -120,8 +122,12 @@ class Worker:
                 if b"stop" in entry.fields:
                     self.stop(id, Parting("none", entry.fields[b"stop"].decode()))
                     done.append(entry.id)
-                elif id not in self.runs:
-                    hands.append(Hand(id, int(entry.fields[b"e"]), entry.id))
+                else:
+                    hand, held = Hand(id, int(entry.fields[b"e"]), entry.id), self.runs.get(id)
+                    if held is None:
+                        hands.append(hand)
+                    elif hand.epoch > held.hand.epoch:
+                        self._do_aside(self._start_behind, held, hand)
             except (KeyError, ValueError):
                 done.append(entry.id)
         return hands, done
@@ -133,6 +139,12 @@ class Worker:
             elif verdict != "stale":
                 log.error("task %s cannot start: %s holds a type that is not Headrace's", hand.id, verdict)
                 self._do_aside(self._start_later, hand)
+
+    async def _start_behind(self, held: Run, hand: Hand) -> None:
+        self.stop(held.id, FENCED)
+        if held.working is not None:
+            await asyncio.wait([held.working])
+        await self._start([hand])
 
     async def _start_later(self, hand: Hand) -> None:
         await asyncio.sleep(AGAIN_S)
@@ -154,13 +166,15 @@ class Worker:
         run.working = asyncio.create_task(self._work(run))
 
     def _do_aside(self, work: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
-        async def guarded() -> None:
-            try:
-                await work(*args, **kwargs)
-            except BusError as error:
-                log.error("cannot deal with a task, its lease decides: %s", error)
+        async def repeated() -> None:
+            while True:
+                try:
+                    return await work(*args, **kwargs)
+                except BusError as error:
+                    log.error("a task must wait: %s", error)
+                    await asyncio.sleep(AGAIN_S)
 
-        task = asyncio.create_task(guarded())
+        task = asyncio.create_task(repeated())
         self._aside.add(task)
         task.add_done_callback(self._aside.discard)
 

@@ -1,16 +1,18 @@
 """A worker's runs: whatever an engine does, the task ends once, with a reason."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 import msgspec
 import pytest
 from msgspec.structs import replace
 
+from services.inference import closing
 from services.inference.breaker import FAILED_TASKS
 from services.inference.engine import Answer, Call, CannotResume, Capacity, Chunk, EngineDead
 from services.inference.run import DRAINED, FENCED
-from services.inference.scripts import Hand, Owner
+from services.inference.scripts import Hand, Owner, release
 from services.inference.worker import Worker
 from services.scheduler.scripts import dispatch, reap
 from shared.bus.client import Bus
@@ -344,6 +346,46 @@ async def test_a_lost_task_frees_the_slot_of_the_worker_that_lost_it(bus: Bus, o
     await wait_until(lambda: not worker.runs, "the run has ended")
     assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
     assert (await tasks.fields(bus, hand.id))["state"] == "pending"
+
+
+async def handed_again(bus: Bus, owner: Owner) -> Hand:
+    await dispatch(bus, SHARD, CONFIG)
+    (hand,) = await tasks.hands(bus, owner)
+    return hand
+
+
+async def test_a_task_that_comes_back_to_the_worker_that_lost_it_runs_there_again(bus: Bus, owner: Owner) -> None:
+    engine = Scripted(HANG)
+    worker = Worker(bus, owner, engine, CONFIG)
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: engine.calls, "it runs")
+    await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
+    await reap(bus, SHARD, owner.limits)
+    back = await handed_again(bus, owner)
+    assert await worker.on_work([as_entry(back)]) == []
+    await wait_until(lambda: len(engine.calls) == 2, "it runs again")
+    assert (worker.runs[hand.id].hand, engine.closed) == (back, 1)
+    assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 1
+    await worker.drain(0)
+
+
+async def test_a_task_that_comes_back_before_its_release_was_answered_runs_again(
+    bus: Bus, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Scripted(replace(refusal(503), unreached=True))
+    worker = Worker(bus, owner, engine, CONFIG)
+
+    async def released(*given: Any) -> Sequence[str]:
+        verdicts = await release(*given)
+        if len(engine.calls) == 1:
+            assert await worker.on_work([as_entry(await handed_again(bus, owner))]) == []
+        return verdicts
+
+    monkeypatch.setattr(closing, "release", released)
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: len(engine.calls) == 2 and not worker.runs, "it has run again")
+    assert (await tasks.fields(bus, hand.id))["state"] == "pending"
+    assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
 
 
 async def again(bus: Bus, hand: Hand, name: str = "w2") -> tuple[Owner, Hand]:
