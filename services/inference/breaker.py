@@ -23,6 +23,8 @@ FAILED_TASKS = 5
 """Different tasks that have failed among them: the retries of one bad task open nothing."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 """Doubled each time, with jitter over its upper half, so that workers of one upstream do not come back together."""
+LONGEST_UNREACHED_S = 5.0
+"""The same for what could not be connected to: to knock costs an upstream nothing, and all its tasks wait for its return."""
 CALM_S = 60.0
 """Closed for so long, the pauses start small again: an upstream that comes and goes is asked less and less often."""
 
@@ -144,7 +146,8 @@ class Breaker:
     def _open(self, why: Why) -> Why:
         if self._state is State.CLOSED and self._clock() - self._since_s >= CALM_S:
             self._pauses = 0
-        pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self._pauses)
+        longest_s = LONGEST_UNREACHED_S if why is Why.UNREACHED else LONGEST_PAUSE_S
+        pause_s = min(longest_s, FIRST_PAUSE_S * 2**self._pauses)
         self._pauses = min(self._pauses + 1, 10)
         self._enter(State.OPEN)
         self._over_s = self._since_s + pause_s * (1 + self._jitter()) / 2

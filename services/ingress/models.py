@@ -10,7 +10,7 @@ from shared.clock import now_ms
 from shared.config import Config
 from shared.errors import ModelNotFound
 from shared.messages import encode
-from shared.policy import Alias, Policy
+from shared.policy import Alias
 from shared.routing import names, title
 
 
@@ -20,7 +20,7 @@ def listing(config: Config, auth: Auth) -> Endpoint:
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         auth.payer(scope)
         policy = config.policy
-        views = [view(policy, name, created_s) for name in names(policy, config.pools)]
+        views = [view(config, name, created_s) for name in names(policy, config.pools)]
         await respond(send, 200, encode({"object": "list", "data": views}))
 
     return Endpoint("/v1/models", handle)
@@ -35,16 +35,18 @@ def showing(config: Config, auth: Auth) -> Endpoint:
         known = list(names(policy, config.pools))
         if name not in known:
             raise ModelNotFound(name, known)
-        await respond(send, 200, encode(view(policy, name, created_s)))
+        await respond(send, 200, encode(view(config, name, created_s)))
 
     return Endpoint("/v1/models/{name}", handle)
 
 
-def view(policy: Policy, name: str, created_s: int) -> dict[str, Any]:
-    """As the OpenAI API shows a model; of an alias also what it routes to. Its shadow is nobody's business."""
+def view(config: Config, name: str, created_s: int) -> dict[str, Any]:
+    """As the OpenAI API shows a model; of an adapter also its model, of an alias what it routes to. Its shadow is nobody's business."""
     shown = {"id": name, "object": "model", "created": created_s, "owned_by": "headrace", "root": name}
-    alias = policy.aliases.get(name)
-    return shown if alias is None else shown | _routes(alias)
+    if alias := config.policy.aliases.get(name):
+        return shown | _routes(alias)
+    parent = next((pool.model for pool in config.pools.values() if name in pool.adapters), None)
+    return shown if parent is None else shown | {"parent": parent}
 
 
 def _routes(alias: Alias) -> dict[str, Any]:

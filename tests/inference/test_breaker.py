@@ -10,6 +10,7 @@ from services.inference.breaker import (
     FAILED_TASKS,
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,
+    LONGEST_UNREACHED_S,
     RETRIES_FREE,
     RETRY_SHARE,
     WINDOW,
@@ -111,6 +112,13 @@ def test_a_failed_probe_opens_it_for_longer_each_time_up_to_a_limit(breaker: Bre
         assert fail(breaker, "probe") is Why.PROBE
     assert pauses[:4] == [pause_s, 2 * pause_s, 4 * pause_s, 8 * pause_s]
     assert pauses[-1] == LONGEST_PAUSE_S
+
+
+def test_what_cannot_be_connected_to_is_tried_often_however_long_it_is_away(breaker: Breaker, clock: Clock) -> None:
+    for _ in range(10):
+        assert breaker.answered("t", breaker.began(), failed=True, unreached=True) is Why.UNREACHED
+        clock.now_s += LONGEST_UNREACHED_S
+        assert state_of(breaker) is State.HALF_OPEN
 
 
 @given(st.floats(0, 1))

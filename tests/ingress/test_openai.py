@@ -25,7 +25,7 @@ from tests.support import tasks
 from tests.support.tails import tailing
 from tests.support.waiting import wait_until
 
-POOLS = {"smol": Pool(model=tasks.MODEL, engine="echo"), "big": Pool(model="echo-2", engine="echo")}
+POOLS = {"smol": Pool(model=tasks.MODEL, engine="echo"), "big": Pool(model="echo-2", engine="echo", adapters=["poet"])}
 ALIAS = Alias(
     targets=[Target(model=tasks.MODEL, weight=3, variant="canary"), Target(model="echo-2", weight=1e-9)],
     shadow=Shadow(model="echo-2", share=0.5),
@@ -130,7 +130,7 @@ async def test_an_answer_that_is_picked_up_by_its_key_says_the_same(
 async def test_a_refusal_names_no_task(http: httpx.AsyncClient) -> None:
     answer = await http.post(ROUTE, json={**CHAT, "model": "gpt-9"})
     assert (answer.status_code, ours(answer)) == (404, {})
-    assert "Served here: echo-1, echo-2, chat." in answer.json()["error"]["message"]
+    assert "Served here: echo-1, echo-2, poet, chat." in answer.json()["error"]["message"]
 
 
 # -- headers
@@ -175,18 +175,19 @@ async def test_models_and_aliases_are_listed_with_what_an_alias_stands_for(
     http: httpx.AsyncClient, config: Config
 ) -> None:
     listed = {model["id"]: model for model in (await http.get("/v1/models")).json()["data"]}
-    assert list(listed) == [tasks.MODEL, "echo-2", "chat"]
+    assert list(listed) == [tasks.MODEL, "echo-2", "poet", "chat"]
     assert {model["object"] for model in listed.values()} == {"model"}
-    assert "targets" not in listed["echo-2"]
+    assert not {"targets", "parent"} & set(listed["echo-2"])
+    assert listed["poet"]["parent"] == "echo-2"
     assert [target["variant"] for target in listed["chat"]["targets"]] == ["canary", "echo-2"]
     assert listed["chat"]["targets"][0]["share"] == 1.0
     assert "shadow" not in listed["chat"]
     config.live.policy = Policy()
-    assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == [tasks.MODEL, "echo-2"]
+    assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == [tasks.MODEL, "echo-2", "poet"]
 
 
 async def test_one_model_is_shown_as_it_is_listed_and_an_unknown_one_is_none(http: httpx.AsyncClient) -> None:
-    for name in (tasks.MODEL, "chat"):
+    for name in (tasks.MODEL, "poet", "chat"):
         listed = {model["id"]: model for model in (await http.get("/v1/models")).json()["data"]}
         assert (await http.get(f"/v1/models/{name}")).json() == listed[name]
     refused = await http.get("/v1/models/some%2Fmodel")
