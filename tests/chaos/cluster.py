@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.cli.up.home import claim
-from services.cli.up.plan import Options, free_port, make_plan
+from services.cli.up.plan import Options, make_plan
 from services.cli.up.process import Process, Program
 from services.cli.up.redis_server import own_server
 from shared import config
@@ -21,6 +21,7 @@ from shared.config import EngineName
 from shared.keys import ShardKeys, shard_keys
 from tests.chaos.history import History
 from tests.chaos.link import Link
+from tests.support.ports import free_port
 from tests.support.processes import descendants
 from tests.support.waiting import wait_until
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support import redis
 from tests.support.deployment import Deployment, deployment
+from tests.support.ports import free_port
 from tests.support.waiting import wait_blocking
 
 
@@ -68,7 +69,7 @@ class Shell:
         **environ: str,
     ) -> subprocess.CompletedProcess[str]:
         with self.start(*arguments, terminal=None, stdin=stdin, file_bytes=file_bytes, **environ) as process:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=100)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def processes(self) -> list[int]:
@@ -88,7 +89,7 @@ class Shell:
 def shell(tmp_path: Path) -> Iterator[Shell]:
     shell = Shell(tmp_path)
     yield shell
-    wait_blocking(lambda: not shell.processes(), "no process is left", timeout_s=30)
+    wait_blocking(lambda: not shell.processes(), "no process is left", timeout_s=60)
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +108,7 @@ def client(running: Deployment, tmp_path: Path) -> Shell:
 @contextmanager
 def redis_with(folder: Path, *options: str) -> Iterator[str]:
     """The URL of a Redis with settings of its own."""
-    port = redis.free_port()
+    port = free_port()
     argv = [
         redis.find_server(),
         "--port",

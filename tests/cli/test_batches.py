@@ -1,12 +1,21 @@
 """`headrace batches`, as a user runs it."""
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import pytest
 
+from services.cli.batches import made
+from services.cli.failure import Failure
+from shared.request import CHAT
 from tests.cli.conftest import Shell
 from tests.flow.test_batches import line
+
+Answer = httpx.Response | Exception
+Answers = Sequence[Answer]
 
 
 @pytest.fixture
@@ -43,9 +52,64 @@ def test_items_that_failed_and_faults_of_the_file_are_told(client: Shell, tmp_pa
     assert (failed.returncode, "line 1: `method` is 'GET'" in failed.stderr) == (3, True)
 
 
-def test_webhook_that_may_not_be_named_is_refused(client: Shell, tasks_file: Path) -> None:
-    refused = client.run("batches", "create", str(tasks_file), "--webhook", "nobody")
+def test_batch_that_is_refused_leaves_no_upload_behind(client: Shell, tasks_file: Path) -> None:
+    name = "of-a-refused-batch.jsonl"
+    path = tasks_file.rename(tasks_file.with_name(name))
+    refused = client.run("batches", "create", str(path), "--webhook", "nobody")
     assert (refused.returncode, "`webhook` is 'nobody'" in refused.stderr) == (1, True)
+    assert "Its upload was removed." in refused.stderr
+    assert name not in client.run("files", "list", "--json").stdout
+
+
+def server(batch: Answers, file: Answers = ()) -> tuple[httpx.AsyncClient, list[str]]:
+    """A server that answers so, in turn, to the making of a batch and to the removal of a file; and what it was asked."""
+    answers, asked = {"POST": list(batch), "DELETE": list(file)}, list[str]()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.headers.get('idempotency-key', '')}".strip())
+        said = answers[request.method].pop(0)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    return httpx.AsyncClient(base_url="http://there", transport=httpx.MockTransport(answer)), asked
+
+
+ASKED = {"input_file_id": "file-1", "endpoint": CHAT, "completion_window": "24h"}
+
+
+def refusal() -> httpx.Response:
+    return httpx.Response(400, json={"error": {"message": "no such window"}})
+
+
+@pytest.mark.parametrize(
+    ("removal", "told"),
+    [
+        (httpx.Response(200, json={}), "Its upload was removed."),
+        (httpx.Response(404, json={"error": {"message": "there is none"}}), "Its upload stays (there is none); "),
+        (httpx.ReadError("cut"), "Its upload stays (cut); `headrace files rm file-1` removes it."),
+    ],
+)
+async def test_what_became_of_the_upload_of_a_refused_batch_is_told(removal: Answer, told: str) -> None:
+    client, _ = server([refusal()], [removal])
+    async with client:
+        with pytest.raises(Failure, match=f"no such window\n{re.escape(told)}"):
+            await made(client, ASKED)
+
+
+async def test_upload_stays_if_nobody_knows_whether_there_is_a_batch() -> None:
+    client, asked = server([httpx.Response(500)])
+    async with client:
+        with pytest.raises(Failure, match="file-1 was uploaded; whether a batch was made of it"):
+            await made(client, ASKED)
+    assert len(asked) == 1
+
+
+async def test_answer_that_is_lost_is_asked_for_again_under_the_same_key() -> None:
+    client, asked = server([httpx.ReadError("cut"), httpx.Response(200, json={"id": "batch_1"})])
+    async with client:
+        assert await made(client, ASKED) == {"id": "batch_1"}
+    assert asked[0] == asked[1] != "POST"
 
 
 def test_endpoint_is_that_of_the_first_line(client: Shell, tmp_path: Path) -> None:

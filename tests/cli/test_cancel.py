@@ -34,7 +34,7 @@ def patient(slow: Deployment, tmp_path: object) -> Shell:
 
 
 def status(slow: Deployment, task: str) -> str:
-    return str(httpx.get(f"{slow.http}/v1/tasks/{task}").json()["status"])
+    return str(httpx.get(f"{slow.http}/v1/tasks/{task}", timeout=30).json()["status"])
 
 
 def test_running_tasks_are_cancelled_and_their_followers_told(patient: Shell, slow: Deployment) -> None:
@@ -68,7 +68,7 @@ def test_a_watcher_that_leaves_cancels_nothing(patient: Shell, slow: Deployment)
     shown = patient.run("tasks", task).stdout
     assert "processing" in shown
     assert "expires in     24 h" in shown
-    assert httpx.get(f"{slow.http}/v1/tasks/{task}").json().get("stop") is None
+    assert httpx.get(f"{slow.http}/v1/tasks/{task}", timeout=30).json().get("stop") is None
     patient.run("cancel", task)
 
 
@@ -77,7 +77,7 @@ def test_an_interrupted_question_is_cancelled(patient: Shell, slow: Deployment) 
     with patient.start("ask", "--max-tokens", "1000", WORDS) as asking:
         assert asking.stdout is not None
         assert asking.stdout.read(2) == "w0"
-        newest = httpx.get(f"{slow.http}/v1/tasks", params={"limit": 1}).json()["data"][0]
+        newest = httpx.get(f"{slow.http}/v1/tasks", params={"limit": 1}, timeout=30).json()["data"][0]
         assert newest["status"] == "processing"
         asking.send_signal(signal.SIGINT)
         assert asking.wait(30) == INTERRUPTED

@@ -87,12 +87,16 @@ async def test_an_id_is_enough_for_who_does_not_wait() -> None:
 
 async def test_a_refused_task_waits_as_long_as_the_server_says_and_holds_up_no_other() -> None:
     asked_at_s: list[float] = []
+    other_is_through = asyncio.Event()
 
     async def handle(request: web.BaseRequest) -> web.Response:
         if await request.read() != b"{}":
             return accepted()
         asked_at_s.append(monotonic_s())
-        return refusal(429, "the backlog is full", **{"retry-after": "1"}) if len(asked_at_s) == 1 else accepted()
+        if len(asked_at_s) == 1:
+            return refusal(429, "the backlog is full", **{"retry-after": "1"})
+        await other_is_through.wait()
+        return accepted()
 
     async with courier(handle, wait=False) as (sender, told):
         first = asyncio.ensure_future(sender.carry(TASK))
@@ -100,6 +104,7 @@ async def test_a_refused_task_waits_as_long_as_the_server_says_and_holds_up_no_o
         await sender.carry(Asked(b"small", ""))
         assert not first.done()
         assert told == ["waits as the server asks (c)"]
+        other_is_through.set()
         await first
     assert asked_at_s[1] - asked_at_s[0] >= 1
     assert told[-1] == ""

@@ -23,7 +23,7 @@ model = "smollm2-135m-instruct"
 engine = "echo"
 slots = 8
 [pools.smol.echo]
-first_token_ms = 100
+first_token_ms = 250
 """
 MANY = 90
 """More than a moment's work for the slow engine, and fewer than a page of the list."""
@@ -70,7 +70,9 @@ def is_whole(output: Path) -> None:
 
 def made(running: Deployment, session: str) -> int:
     """Tasks of the session, whoever submitted them."""
-    return len(httpx.get(f"{running.http}/v1/tasks", params={"session": session, "limit": 100}).json()["data"])
+    return len(
+        httpx.get(f"{running.http}/v1/tasks", params={"session": session, "limit": 100}, timeout=30).json()["data"]
+    )
 
 
 def test_a_file_of_all_shapes_is_submitted_and_faulty_lines_stop_nothing(client: Shell, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_scripts_are_tested_on_two_versions_at_least() -> None:
 
 def test_a_server_is_found_under_the_version_that_it_says_of_itself() -> None:
     for version, path in redis.servers().items():
-        said = run([path, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+        said = run([path, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
         assert f"v={version}." in said
 
 
@@ -55,7 +55,7 @@ def unpack_fake(version: str, content: Path) -> None:
 def test_a_server_is_placed_with_a_launcher_that_knows_its_libraries(tmp_path: Path) -> None:
     redis_servers.place(tmp_path / "7.0", lambda parcels, content: unpack_fake("7.0.15", content))
     moved = (tmp_path / "7.0").rename(tmp_path / "moved")
-    said = run([str(moved / "redis-server")], capture_output=True, text=True, timeout=10, check=True).stdout
+    said = run([str(moved / "redis-server")], capture_output=True, text=True, timeout=60, check=True).stdout
     assert said == f"Redis server v=7.0.15 {moved / 'usr' / 'lib'}\n"
 
 

@@ -60,7 +60,7 @@ def test_a_stand_in_is_a_wheel_that_pip_takes_for_the_package(tmp_path: Path) ->
     setup.write_stand_in(tmp_path, "no_such_package", "0.99.0+stub")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(tmp_path)]
     target = tmp_path / "installed"
-    subprocess.run([*command, "--target", str(target), "no-such-package==0.99.0+stub"], check=True, timeout=60)
+    subprocess.run([*command, "--target", str(target), "no-such-package==0.99.0+stub"], check=True, timeout=100)
     assert [path.name for path in target.iterdir()] == ["no_such_package-0.99.0+stub.dist-info"]
 
 

@@ -16,7 +16,8 @@ from playwright.async_api import Browser, Page, expect
 from tests.architecture.sources import ROOT
 from tests.examples.programs import python, serving
 from tests.support.browser import chromium
-from tests.support.deployment import Deployment, deployment, free_port
+from tests.support.deployment import Deployment, deployment
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.timeout(400)  # the first test fetches a browser
 
@@ -49,7 +50,7 @@ class Blog(Struct):
     def ask(self, method: str, path: str, **more: Any) -> httpx.Response:
         """Of Headrace, with the blog's key."""
         headers = {"authorization": f"Bearer {self.key}"}
-        return httpx.request(method, self.headrace.http + path, headers=headers, timeout=30, **more)
+        return httpx.request(method, self.headrace.http + path, headers=headers, timeout=60, **more)
 
 
 def server(url: str, headrace: str, key: str) -> tuple[str, tuple[Any, ...], dict[str, str]]:
@@ -149,7 +150,7 @@ def test_what_headrace_refuses_is_told_and_so_is_that_it_is_away(blog: Blog) -> 
         (f"http://127.0.0.1:{free_port()}", blog.key, 503, "cannot be reached"),
     ):
         url, command, environ = server(f"http://127.0.0.1:{free_port()}", headrace, key)
-        with serving(url, *command, environ=environ), httpx.Client(base_url=url) as reader:
+        with serving(url, *command, environ=environ), httpx.Client(base_url=url, timeout=30) as reader:
             assert reader.post("/posts/bread/summary").status_code == 400, "it has no cookie yet"
             reader.get("/")
             assert reader.post("/posts/none/summary").status_code == 404

@@ -12,7 +12,8 @@ import pytest
 
 from tests.architecture.sources import ROOT
 from tests.examples.programs import python, serving
-from tests.support.deployment import Deployment, deployment, free_port
+from tests.support.deployment import Deployment, deployment
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 EXAMPLE = ROOT / "examples" / "from_fastapi"
@@ -100,7 +101,7 @@ async def test_after_what_runs_and_what_waits_is_answered_though_the_worker_is_k
                 tasks = (await client.get(f"{headrace.http}/v1/tasks?limit=2")).json()["data"]
                 return [task["status"] for task in tasks] in (["pending", "processing"], ["processing", "pending"])
 
-            await wait_until(runs, "one runs and one waits", timeout_s=30)
+            await wait_until(runs, "one runs and one waits", timeout_s=60)
             os.kill(headrace.processes()["inference"][0], signal.SIGKILL)
             answers = await asyncio.gather(*running)
     assert [answer.status_code for answer in answers] == [200, 200]
@@ -117,7 +118,7 @@ async def test_after_the_service_itself_may_die_and_the_answer_is_there_all_the_
     with serving(f"{url}/docs", *words, environ=environ):
         again = forecast(url, LONG, **ASYNC, **{"idempotency-key": "sales-17"})
         assert again.headers["location"] == accepted.headers["location"]
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
 
             async def there() -> bool:
                 return (await client.get(again.headers["location"])).status_code == 200

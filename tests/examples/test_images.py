@@ -294,7 +294,7 @@ def test_a_file_of_another_tenant_does_not_exist_for_a_task(studio: Deployment, 
     task = {"route": "/v1/moderations", "body": body}
     ends = []
     for tenant in ("acme", "default"):
-        made = httpx.post(f"{studio.http}/v1/tasks", json={**task, "tenant": tenant}).json()
+        made = httpx.post(f"{studio.http}/v1/tasks", json={**task, "tenant": tenant}, timeout=60).json()
         ends.append(httpx.get(f"{studio.http}/v1/tasks/{made['id']}", params={"wait": 50}, timeout=60).json())
     assert [end["status"] for end in ends] == ["failed", "completed"]
     assert ends[0]["error"]["code"] == "file_not_found"

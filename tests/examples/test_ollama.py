@@ -36,7 +36,9 @@ class Servers(Struct):
 
     def calls(self, of: Process, outcome: str) -> float:
         """Those that an upstream has answered, as the worker counts."""
-        said = "".join(httpx.get(f"{worker}/metrics").text for worker in self.deployed.replicas["inference"])
+        said = "".join(
+            httpx.get(f"{worker}/metrics", timeout=30).text for worker in self.deployed.replicas["inference"]
+        )
         labels = f'outcome="{outcome}",upstream="{of.url}/v1"'
         return sum(map(float, re.findall(rf"^hr_upstream_calls_total{{{re.escape(labels)}}} (\S+)$", said, re.M)))
 

@@ -14,7 +14,8 @@ from playwright.async_api import Page, WebSocket
 from tests.architecture.sources import ROOT
 from tests.examples.programs import python, running, serving
 from tests.support.browser import chromium
-from tests.support.deployment import Deployment, deployment, free_port
+from tests.support.deployment import Deployment, deployment
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(400)  # the first test fetches a browser
@@ -30,6 +31,7 @@ tokens_per_s = 16.0
 lease_s = 2.0
 """
 """So slow that a text is seen growing: more than a second each, four at once."""
+PATIENCE_MS = 90_000
 GROWING = """(() => {
     const found = Object.keys(tasks).filter((id) => tasks[id].status === "processing" && tasks[id].text.length > 20);
     return found.length && found;
@@ -65,12 +67,12 @@ async def test_every_text_is_collected_once_though_a_worker_and_the_reader_are_k
     with running(EXAMPLE / "watch.py", run, str(len(texts())), "--ws", shop.ws) as watcher:
         with running(*collect):
             assert python(*send) == f"{len(texts())} products sent\n"
-            await wait_until(lambda: len(written(file)) >= 3, "three texts are in the file", timeout_s=30)
+            await wait_until(lambda: len(written(file)) >= 3, "three texts are in the file", timeout_s=90)
             os.kill(shop.processes()["inference"][0], signal.SIGKILL)
         file.write_bytes(file.read_bytes() + b'{"sku": "T-1')  # as if it had been killed in the middle of a line
         python(*send)
         python(*collect)
-        seen, _ = watcher.communicate(timeout=60)
+        seen, _ = watcher.communicate(timeout=90)
     found = {line["sku"]: line["text"].split() for line in written(file)}
     assert found == texts()
     assert len(written(file)) == len(texts())
@@ -96,6 +98,7 @@ async def test_the_page_goes_on_after_a_reload_and_over_the_end_of_a_worker(shop
     with serving(site, *folder):
         async with chromium() as browser:
             page = await browser.new_page()
+            page.set_default_timeout(PATIENCE_MS)
             await page.goto(f"{site}/?session=autumn&http={shop.http}&ws={shop.ws}")
             python(EXAMPLE / "send.py", "autumn", "--redis", shop.redis)
             growing = await (await page.wait_for_function(GROWING)).json_value()

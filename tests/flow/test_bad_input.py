@@ -10,11 +10,15 @@ from tests.flow.test_task_life import MODEL, chat
 
 Case = tuple[str, Any, int, str, str | None]
 
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
 CASES: list[Case] = [
     ("/v1/chat/completions", {"model": "nope", "messages": []}, 404, "model_not_found", "model"),
     ("/v1/chat/completions", b"{oops", 400, "invalid_request", None),
     ("/v1/chat/completions", chat("x", stream="yes"), 400, "invalid_request", "stream"),
     ("/v1/chat/completions", {"model": 3}, 400, "invalid_request", "model"),
+    ("/v1/chat/completions", b'{"model":"' + MODEL.encode() + b'","messages":' + DEEP + b"}", 400, "invalid_request", None),
+    ("/v1/tasks", b'{"body":{"model":"' + MODEL.encode() + b'","messages":' + DEEP + b"}}", 400, "invalid_request", None),
     ("/v1/completions", b"\xff", 400, "invalid_request", None),
     ("/v1/tasks", {"body": chat("x"), "prioritee": "high"}, 400, "invalid_request", "prioritee"),
     ("/v1/tasks", {"body": chat("x"), "lane": "fast"}, 400, "invalid_request", "lane"),
@@ -76,7 +80,7 @@ async def test_a_faulty_entry_gets_a_failed_reply_and_the_next_one_is_served(pro
     replies: list[dict[str, str]] = []
     last = "0"
     while len(replies) < 2:
-        for _, entries in await producer.xread({"hr:reply:faults": last}, block=10_000):
+        for _, entries in await producer.xread({"hr:reply:faults": last}, block=30_000):
             replies += [reply for _, reply in entries]
             last = entries[-1][0]
     by_id = {reply["task_id"]: reply for reply in replies}
@@ -88,7 +92,7 @@ async def test_a_faulty_entry_without_a_reply_stream_becomes_a_dead_letter(produ
     entry = await producer.xadd("hr:requests", {"input_text": "x", "prioritee": "high"})
     letters: list[dict[str, str]] = []
     while not letters:
-        for _, entries in await producer.xread({"hr:refused": "0"}, block=10_000):
+        for _, entries in await producer.xread({"hr:refused": "0"}, block=30_000):
             letters += [letter for _, letter in entries if letter["entry"] == entry]
     assert "prioritee" in letters[0]["reason"]
     assert letters[0]["said.input_text"] == "x"
@@ -108,7 +112,7 @@ async def test_a_faulty_cancel_or_deadline_at_the_stream_door_becomes_a_dead_let
     id = await producer.xadd("hr:requests", entry)
     letters: list[dict[str, str]] = []
     while not letters:
-        for _, found in await producer.xread({"hr:refused": "0"}, block=10_000):
+        for _, found in await producer.xread({"hr:refused": "0"}, block=30_000):
             letters += [letter for _, letter in found if letter["entry"] == id]
     assert word in letters[0]["reason"]
 
@@ -119,8 +123,8 @@ async def test_a_reply_stream_of_another_type_makes_a_dead_letter_and_blocks_nob
     await producer.set("hr:reply:broken", "not a stream")
     await producer.xadd("hr:requests", {"model": MODEL, "input_text": "x", "reply_to": "broken"})
     await producer.xadd("hr:requests", {"model": MODEL, "input_text": "after", "reply_to": "sound"})
-    [[_, [[_, reply]]]] = await producer.xread({"hr:reply:sound": "0"}, block=10_000, count=1)
+    [[_, [[_, reply]]]] = await producer.xread({"hr:reply:sound": "0"}, block=30_000, count=1)
     assert reply["text"] == "after"
-    [[_, [[_, letter]]]] = await producer.xread({"hr:{smol.0}:dead": "0"}, block=10_000, count=1)
+    [[_, [[_, letter]]]] = await producer.xread({"hr:{smol.0}:dead": "0"}, block=30_000, count=1)
     assert "type" in letter["reason"]
     await producer.delete("hr:reply:broken")

@@ -202,7 +202,7 @@ async def test_a_hundred_that_ask_the_same_at_once_run_the_engine_once(http: htt
 
 async def test_followers_outlive_the_client_that_asked_first(http: httpx.AsyncClient, producer: Any) -> None:
     """The first client leaves, so its task is cancelled; the next in line leads, and nobody else notices."""
-    body = same(" ".join(f"v{number}" for number in range(100)))
+    body = same(" ".join(f"v{number}" for number in range(400)))  # it takes 4 s: five can come meanwhile
 
     async def five_follow() -> bool:
         return 5 in [await producer.zcard(key) for key in await producer.keys("hr:{smol.0}:followers:*")]

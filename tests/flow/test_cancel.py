@@ -9,7 +9,6 @@ import httpx
 import pytest
 import redis.asyncio
 
-from shared.clock import monotonic_s
 from tests.flow.test_task_life import MODEL, chat
 from tests.support.deployment import Deployment, deployment
 from tests.support.waiting import wait_until
@@ -27,11 +26,10 @@ faults = true
 [limits]
 failures = 0
 """
-SOON_S = 1.5
-"""Of an end that somebody asked for: a flush takes a tenth of it, and the machine may be busy."""
-
-LATE_MS = 3000
-"""After a deadline: the scheduler looks every second, and then the worker has to hear of it."""
+SOON = 500
+"""Chunks that a cancelled answer may have: by half of it at the latest somebody has heard, however busy the machine is."""
+LATE_MS = 10_000
+"""After a deadline: the scheduler looks every second, and then the worker has to hear of it. The answer takes longer."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +56,7 @@ async def system(slow: Deployment) -> AsyncIterator[Any]:
 
 async def running_in_engine(slow: Deployment) -> int:
     """As the worker itself counts them."""
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=30) as client:
         lines = (await client.get(f"{slow.replicas['inference'][0]}/metrics")).text.splitlines()
     return int(float(next(line.split()[1] for line in lines if line.startswith("hr_running_tasks "))))
 
@@ -78,7 +76,6 @@ async def test_a_running_task_is_cancelled_from_any_door_and_its_engine_stops(
         await page.follow(task)
         while page.tasks[task].n < 5:
             await page.receive()
-        asked_at_s = monotonic_s()
         match way:
             case "http":
                 assert (await door.post(f"/v1/tasks/{task}/cancel")).json()["status"] == "processing"
@@ -89,13 +86,12 @@ async def test_a_running_task_is_cancelled_from_any_door_and_its_engine_stops(
             case _:
                 await page.send({"t": "cancel", "task": task})
         await page.until_end(task)
-        took_s = monotonic_s() - asked_at_s
     end = page.tasks[task].end
     assert end is not None
     assert (end["t"], end["status"], end["error"]["code"]) == ("fail", "cancelled", "task_cancelled")
-    assert took_s < SOON_S
+    assert page.tasks[task].n < SOON
     await wait_until(lambda: stopped(slow), "the engine has stopped")
-    [[_, [[_, reply]]]] = await system.xread({f"hr:reply:cancelled-{way}": "0"}, block=10_000)
+    [[_, [[_, reply]]]] = await system.xread({f"hr:reply:cancelled-{way}": "0"}, block=30_000)
     assert (reply["status"], reply["task_id"]) == ("cancelled", envelope["task_id"])
     assert (await view(door, task))["status"] == "cancelled"
 
@@ -107,7 +103,7 @@ async def stopped(slow: Deployment) -> bool:
 async def test_a_task_expires_where_it_stands_waiting_or_running(slow: Deployment, door: httpx.AsyncClient) -> None:
     """Two slots: the third waits behind them, and is worth something for less time than they take."""
     body = chat(LONG, stream=True)
-    asked = [{"body": body, "expires_in": expires_in_s} for expires_in_s in (1.0, 1.0, 0.5)]
+    asked = [{"body": body, "expires_in": expires_in_s} for expires_in_s in (3.0, 3.0, 0.5)]
     ids = [(await door.post("/v1/tasks", json=envelope)).json()["id"] for envelope in asked]
     ends = [(await door.get(f"/v1/tasks/{task}", params={"wait": "20"})).json() for task in ids]
     assert [(end["status"], end["error"]["code"]) for end in ends] == [("expired", "task_expired")] * 3
@@ -136,7 +132,7 @@ async def test_a_task_that_the_engine_fails_on_becomes_a_dead_letter_and_runs_ag
     replies: list[str] = []
     last = "0"
     while len(replies) < 2:
-        for _, entries in await system.xread({"hr:reply:dead": last}, block=10_000):
+        for _, entries in await system.xread({"hr:reply:dead": last}, block=30_000):
             replies += [json.loads(reply["reply"])["id"] for _, reply in entries]
             last = entries[-1][0]
     assert replies == [dead, again["id"]]

@@ -18,7 +18,7 @@ async def unseen(line: Callable[[], str]) -> AsyncIterator[None]:
     yield
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 async def test_every_promise_holds_while_everything_is_broken(tmp_path: Path) -> None:
     options = Options(
         seed=20,

@@ -19,7 +19,7 @@ from shared.keys import REQUESTS, shard_keys
 from shared.lifecycle import Lane, State
 from tests.flow.test_task_life import MODEL, chat
 from tests.support import records
-from tests.support.deployment import Deployment, deployment
+from tests.support.deployment import Deployment, deployment, rewrite
 from tests.support.records import Record, contested, most_at_once, tokens_of
 from tests.support.waiting import wait_until
 
@@ -210,7 +210,7 @@ async def test_a_weight_that_is_changed_holds_for_what_waits_already(crowded: De
     await line_up(bus, *[ask("steady", 40)] * 80, *[ask("rising", 40)] * 180)
     await pull(bus, plugs)
     await plugged(bus, "change")
-    (crowded.folder / "headrace.toml").write_text(CONFIG.format(rising=3))
+    rewrite(crowded, CONFIG.format(rising=3))
     for scheduler in crowded.processes()["scheduler"]:
         os.kill(scheduler, signal.SIGHUP)
 

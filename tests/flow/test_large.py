@@ -40,7 +40,7 @@ engine = "echo"
 tokens_per_s = 40.0
 [limits]
 inline_bytes = 1024
-lease_s = 1
+lease_s = 3
 """
 
 
@@ -103,7 +103,7 @@ async def test_a_long_answer_in_json_is_whole_at_every_door(
     assert len(objects_of(echo, sent)) == 2
     assert await in_redis(producer, sent) < SMALL
     assert (await http.get(place["url"])).json()["choices"][0]["message"]["content"] == text
-    ((_, [(_, fields)]),) = await producer.xread({"hr:reply:large": "0"}, block=10_000)
+    ((_, [(_, fields)]),) = await producer.xread({"hr:reply:large": "0"}, block=30_000)
     assert json.loads(fields["reply"])["result"] == place
     async with PushClient(echo.ws) as page:
         await page.follow(sent)
@@ -125,7 +125,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 
 @pytest.fixture
 async def door(slow: Deployment) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=slow.http, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=slow.http, timeout=90) as client:
         yield client
 
 
@@ -212,7 +212,7 @@ async def test_without_the_store_large_bodies_are_refused_or_wait_and_small_ones
     slow: Deployment, door: httpx.AsyncClient, store: Any
 ) -> None:
     """Last, since it takes the store away."""
-    waiting = (await door.post("/v1/tasks", json={"body": chat("z" * 2000), "not_before": time_in(5)})).json()["id"]
+    waiting = (await door.post("/v1/tasks", json={"body": chat("z" * 2000), "not_before": time_in(10)})).json()["id"]
     take_away(slow)
     refused = await door.post("/v1/chat/completions", json=chat("x" * 2000))
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
@@ -223,7 +223,7 @@ async def test_without_the_store_large_bodies_are_refused_or_wait_and_small_ones
     async def failed() -> bool:
         return bool((await door.get(f"/v1/tasks/{waiting}")).json().get("failures"))
 
-    await wait_until(failed, "a worker has missed the body", timeout_s=30)
+    await wait_until(failed, "a worker has missed the body", timeout_s=60)
     bring_back(slow)
     ((_, [(_, fields)]),) = await store.xread({"hr:reply:away": "0"}, block=30_000)
     assert json.loads(fields["reply"])["status"] == "completed"

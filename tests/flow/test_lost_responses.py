@@ -26,7 +26,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 
 async def kill_worker_of(slow: Deployment, task: str) -> None:
     redis: Any = Redis.from_url(slow.redis, decode_responses=True)
-    async with redis, httpx.AsyncClient(base_url=slow.http) as http:
+    async with redis, httpx.AsyncClient(base_url=slow.http, timeout=30) as http:
         os.kill(await worker_process(redis, (await show(http, task))["worker"]), signal.SIGKILL)
 
 
@@ -60,7 +60,7 @@ async def test_a_stream_in_the_background_outlives_its_worker_and_its_client(slo
 async def test_a_whole_message_starts_over_unseen(slow: Deployment) -> None:
     await ready(slow)
     asked = {"model": MODEL, "max_tokens": 200, "messages": [{"role": "user", "content": WORDS}]}
-    async with httpx.AsyncClient(base_url=slow.http, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=slow.http, timeout=60) as http:
         asking = asyncio.create_task(http.post("/v1/messages", json=asked))
         running: list[str] = []
 

@@ -4,16 +4,13 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.flow.test_task_life import MODEL, chat
-from tests.support.deployment import Deployment, deployment
+from tests.support.deployment import Deployment, deployment, rewrite
 from tests.support.waiting import wait_until
-
-# ruff: noqa: ASYNC240 - the file is the subject; a write to it takes no time
 
 SERVICES = ("ingress", "scheduler", "inference", "notifier")
 POLICY = '[tenants.acme]\nqueued = {}\n[aliases.assistant]\ntargets = [{{ model = "' + MODEL + '" }}]\n'
@@ -38,20 +35,19 @@ async def reloads(running: Deployment, outcome: str) -> list[float]:
 
 
 async def test_every_service_takes_a_change_refuses_a_fault_and_survives_sighup(running: Deployment) -> None:
-    file: Path = running.folder / "headrace.toml"
-    file.write_text(POLICY.format(1000))
+    rewrite(running, POLICY.format(1000))
 
     async def taken() -> bool:
         return await reloads(running, "taken") == [1, 1, 1, 1]
 
     await wait_until(taken, "all took the change", timeout_s=30)
-    file.write_text(POLICY.format(-1))
+    rewrite(running, POLICY.format(-1))
 
     async def refused() -> bool:
         return await reloads(running, "refused") == [1, 1, 1, 1]
 
     await wait_until(refused, "all refused the fault", timeout_s=30)
-    file.write_text(POLICY.format(2000))
+    rewrite(running, POLICY.format(2000))
     before = running.processes()
     for service in SERVICES:
         os.kill(before[service][0], signal.SIGHUP)
@@ -64,12 +60,11 @@ async def test_every_service_takes_a_change_refuses_a_fault_and_survives_sighup(
 
 
 async def test_no_task_is_lost_while_the_file_changes_again_and_again(running: Deployment) -> None:
-    file: Path = running.folder / "headrace.toml"
     taken = await reloads(running, "taken")
     async with httpx.AsyncClient(base_url=running.http, timeout=60) as client:
         asking = [asyncio.create_task(client.post("/v1/chat/completions", json=chat(f"word {n}"))) for n in range(200)]
         for number in range(3):
-            file.write_text(POLICY.format(10_000 + number))
+            rewrite(running, POLICY.format(10_000 + number))
             expected = [count + number + 1 for count in taken]
 
             async def all_took_it(expected: list[float] = expected) -> bool:

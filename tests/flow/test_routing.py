@@ -11,7 +11,7 @@ import httpx
 import pytest
 import redis.asyncio
 
-from tests.support.deployment import Deployment, deployment
+from tests.support.deployment import Deployment, deployment, rewrite
 from tests.support.waiting import wait_until
 from tests.support.websocket import PushClient
 
@@ -178,9 +178,7 @@ async def test_an_alias_moves_under_load_and_every_call_is_answered(
     calls = [asyncio.create_task(call(name)) for name in range(6)]
     try:
         await wait_until(lambda: everywhere("model-a"), "calls are answered")
-        changed = routed.folder / "next.toml"
-        changed.write_text(POOLS + MOVING.format("b"))
-        changed.replace(routed.folder / "headrace.toml")
+        rewrite(routed, POOLS + MOVING.format("b"))
         await wait_until(lambda: everywhere("model-b"), "the alias moves", 30)
     finally:
         stop.set()

@@ -84,7 +84,7 @@ async def test_another_system_adds_an_entry_and_reads_the_answer_from_its_own_st
 ) -> None:
     entry = {"model": MODEL, "input_text": "two words", "reply_to": "orders", "task_id": "order-1"}
     await producer.xadd("hr:requests", entry)
-    [[_, [[_, reply]]]] = await producer.xread({"hr:reply:orders": "0"}, block=10_000, count=1)
+    [[_, [[_, reply]]]] = await producer.xread({"hr:reply:orders": "0"}, block=30_000, count=1)
     assert reply["task_id"] == "order-1"
     assert reply["status"] == "completed"
     assert reply["text"] == "two words"

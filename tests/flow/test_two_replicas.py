@@ -118,15 +118,16 @@ async def workers_of(echo: Deployment) -> Counter[str]:
 
 
 async def metric(url: str, name: str) -> float:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=30) as client:
         lines = (await client.get(f"{url}/metrics")).text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
 async def test_two_thousand_tasks_over_three_doors_are_each_completed_once_and_spread(echo: Deployment) -> None:
+    before = await workers_of(echo)
     doors = await asyncio.gather(over_http(echo, "even"), over_websocket(echo, "even"), over_stream(echo, "even"))
     assert list(doors) == [expected("even", door) for door in ("http", "ws", "door")]
-    by_worker = await workers_of(echo)
+    by_worker = await workers_of(echo) - before
     assert len(by_worker) == 2
     assert min(by_worker.values()) > 0.2 * by_worker.total()
     for url in echo.replicas["ingress"]:
@@ -134,6 +135,7 @@ async def test_two_thousand_tasks_over_three_doors_are_each_completed_once_and_s
     assert sum([await metric(url, "hr_replies_total") for url in echo.replicas["notifier"]]) >= EACH
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
 @pytest.mark.parametrize("service", ["ingress", "scheduler", "inference", "notifier"])
 async def test_a_service_restarted_in_the_middle_loses_nothing(
@@ -144,7 +146,7 @@ async def test_a_service_restarted_in_the_middle_loses_nothing(
     work = asyncio.gather(over_http(echo, mark), over_websocket(echo, mark), over_stream(echo, mark))
     await submitted_some(echo)
     os.kill(victim, kill)
-    doors = await asyncio.wait_for(work, 90)
+    doors = await asyncio.wait_for(work, 180)
     assert list(doors) == [expected(mark, door) for door in ("http", "ws", "door")]
 
 

@@ -14,7 +14,8 @@ from openai import AsyncOpenAI
 
 from services.inference.breaker import FAILED_TASKS
 from tests.flow.test_task_life import MODEL, chat
-from tests.support.deployment import Deployment, deployment, free_port
+from tests.support.deployment import Deployment, deployment
+from tests.support.ports import free_port
 from tests.support.upstream import HANG, LAST, STREAM, Endless, Part, chunked, frame, reply, troublemaker
 from tests.support.waiting import wait_until
 
@@ -38,7 +39,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 
 def measured(deployed: Deployment, name: str) -> float:
     """As the worker itself counts."""
-    said = httpx.get(f"{deployed.replicas['inference'][0]}/metrics").text
+    said = httpx.get(f"{deployed.replicas['inference'][0]}/metrics", timeout=30).text
     found = re.search(rf"^{re.escape(name)} (\S+)$", said, re.MULTILINE)
     assert found is not None, name
     return float(found[1])
@@ -56,11 +57,12 @@ async def test_after_many_refusals_tasks_wait_for_the_engine_instead_of_failing(
 
 
 class Chain(Struct):
-    """`outer` asks `inner`, under another name of the model, and whatever listens at `port`."""
+    """`outer` asks `inner`, under another name of the model, and whatever listens at one of `ports`."""
 
     outer: Deployment
     inner: Deployment
-    port: int
+    ports: dict[str, int]
+    """By pool: each test has one of its own, so none meets a breaker that another one has opened."""
 
 
 INNER = f"""
@@ -77,31 +79,37 @@ engine = "openai"
 [[pools.far.openai.upstreams]]
 url = "{inner}/v1"
 model = "{model}"
-[pools.odd]
-model = "odd"
-engine = "openai"
-[[pools.odd.openai.upstreams]]
-url = "http://127.0.0.1:{port}"
-[pools.bad]
-model = "bad"
-engine = "openai"
-[pools.bad.openai]
-first_byte_s = 1.0
-between_bytes_s = 1.0
-[[pools.bad.openai.upstreams]]
-url = "http://127.0.0.1:{port}"
 [limits]
 failures = 1
 """
+ODD = """
+[pools.{name}]
+model = "{name}"
+engine = "openai"
+[pools.{name}.openai]
+{options}
+[[pools.{name}.openai.upstreams]]
+url = "http://127.0.0.1:{port}"
+"""
+POOLS = {
+    "cut": "",
+    "busy": "",
+    "away": "",
+    "page": "",
+    "strict": "",
+    "bad": "first_byte_s = 2.0\nbetween_bytes_s = 2.0",
+}
+"""With options of the engine."""
 
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
-    port = free_port()
+    ports = {name: free_port() for name in POOLS}
+    odd = [ODD.format(name=name, options=POOLS[name], port=port) for name, port in ports.items()]
     with deployment(tmp_path_factory.mktemp("inner"), config=INNER) as inner:
-        config = OUTER.format(inner=inner.http, model=MODEL, port=port)
+        config = "".join([OUTER.format(inner=inner.http, model=MODEL), *odd])
         with deployment(tmp_path_factory.mktemp("outer"), config=config) as outer:
-            yield Chain(outer, inner, port)
+            yield Chain(outer, inner, ports)
 
 
 def asked(model: str, text: str = "one two three", **more: Any) -> dict[str, Any]:
@@ -131,7 +139,7 @@ async def test_a_task_that_is_cancelled_is_cancelled_upstream_too(chain: Chain) 
 
 
 def running(worker: str) -> float:
-    found = re.search(r"^hr_running_tasks (\S+)$", httpx.get(f"{worker}/metrics").text, re.MULTILINE)
+    found = re.search(r"^hr_running_tasks (\S+)$", httpx.get(f"{worker}/metrics", timeout=30).text, re.MULTILINE)
     return float(found[1]) if found else 0
 
 
@@ -144,39 +152,39 @@ GOOD = [STREAM, *(chunked(frame(data)) for data in [*FRAMES, b"[DONE]"]), LAST]
 
 async def test_a_stream_that_was_cut_is_made_anew_and_its_reader_notices_nothing(chain: Chain) -> None:
     cut = [STREAM, chunked(frame(FRAMES[0]))]
-    async with troublemaker(cut, GOOD, port=chain.port) as upstream:
+    async with troublemaker(cut, GOOD, port=chain.ports["cut"]) as upstream:
         async with AsyncOpenAI(base_url=f"{chain.outer.http}/v1", api_key="none", max_retries=0) as openai:
-            stream = await openai.chat.completions.create(**asked("odd", stream=True))
+            stream = await openai.chat.completions.create(**asked("cut", stream=True))
             said = [chunk.choices[0].delta.content async for chunk in stream]
     assert (said, len(upstream.asked)) == (["one ", "two"], 2)
 
 
 async def test_a_refusal_is_tried_again_and_the_task_does_not_fail(chain: Chain) -> None:
     whole = b'{"choices":[{"message":{"content":"done"}}]}'
-    async with troublemaker([reply(b"{}", 429, retry_after="1")], [reply(whole)], port=chain.port) as upstream:
-        async with client(chain) as http:
-            answer = await http.post("/v1/chat/completions", json=asked("odd"))
+    refusal = reply(b"{}", 429, retry_after="1")
+    async with troublemaker([refusal], [reply(whole)], port=chain.ports["busy"]) as upstream, client(chain) as http:
+        answer = await http.post("/v1/chat/completions", json=asked("busy"))
     assert (answer.status_code, answer.content, len(upstream.asked)) == (200, whole, 2)
 
 
 async def test_a_lone_task_waits_for_an_upstream_that_is_away_however_long_that_is(chain: Chain) -> None:
     async with client(chain) as http:
-        task = (await http.post("/v1/tasks", json={"body": asked("odd")})).json()["id"]
+        task = (await http.post("/v1/tasks", json={"body": asked("away")})).json()["id"]
 
         async def tried_thrice() -> bool:
             return len((await http.get(f"/v1/tasks/{task}")).json().get("history", [])) >= 3
 
         await wait_until(tried_thrice, "it was tried more often than it may fail")
-        async with troublemaker([reply(b'{"choices":[{"message":{"content":"done"}}]}')], port=chain.port):
+        async with troublemaker([reply(b'{"choices":[{"message":{"content":"done"}}]}')], port=chain.ports["away"]):
             done = (await http.get(f"/v1/tasks/{task}", params={"wait": 30})).json()
     assert (done["status"], done.get("failures", 0)) == ("completed", 0)
     assert {attempt["why"] for attempt in done["history"]} == {"upstream_open"}
 
 
 async def test_a_page_instead_of_an_answer_is_an_error_in_the_end(chain: Chain) -> None:
-    async with troublemaker([reply(b"<html>", kind="text/html")], port=chain.port) as upstream:
-        async with client(chain) as http:
-            answer = await http.post("/v1/chat/completions", json=asked("odd"))
+    page = reply(b"<html>", kind="text/html")
+    async with troublemaker([page], port=chain.ports["page"]) as upstream, client(chain) as http:
+        answer = await http.post("/v1/chat/completions", json=asked("page"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
     assert "text/html instead of JSON" in answer.json()["error"]["message"]
     assert len(upstream.asked) == 2
@@ -184,8 +192,8 @@ async def test_a_page_instead_of_an_answer_is_an_error_in_the_end(chain: Chain) 
 
 async def test_a_fault_of_the_request_is_told_in_the_upstreams_words_and_not_tried_again(chain: Chain) -> None:
     error = b'{"error":{"message":"n is too large","type":"BadRequestError","param":"n","code":400}}'
-    async with troublemaker([reply(error, 400)], port=chain.port) as upstream, client(chain) as http:
-        answer = await http.post("/v1/chat/completions", json=asked("odd"))
+    async with troublemaker([reply(error, 400)], port=chain.ports["strict"]) as upstream, client(chain) as http:
+        answer = await http.post("/v1/chat/completions", json=asked("strict"))
     assert (answer.status_code, answer.json(), len(upstream.asked)) == (
         400,
         httpx.Response(200, content=error).json(),
@@ -210,10 +218,11 @@ def line(words: str) -> bytes:
     return msgspec.json.encode({"custom_id": words, "method": "POST", "url": "/v1/chat/completions", "body": body})
 
 
+@pytest.mark.timeout(240)
 async def test_what_an_upstream_does_to_one_line_of_a_batch_costs_that_line_only(chain: Chain) -> None:
     good, whole = [f"good {number}" for number in range(8)], b'{"choices":[{"message":{"content":"done"}}]}'
     data = b"\n".join(map(line, [*good[:4], *BAD, *good[4:]]))
-    async with troublemaker([reply(whole)], port=chain.port) as upstream:
+    async with troublemaker([reply(whole)], port=chain.ports["bad"]) as upstream:
         upstream.by_words = {words.encode(): parts for words, (parts, _, _) in BAD.items()}
         async with AsyncOpenAI(base_url=f"{chain.outer.http}/v1", api_key="none") as openai:
             file = await openai.files.create(file=("in.jsonl", io.BytesIO(data)), purpose="batch")
@@ -224,7 +233,7 @@ async def test_what_an_upstream_does_to_one_line_of_a_batch_costs_that_line_only
             async def ended() -> bool:
                 return (await openai.batches.retrieve(batch.id)).status == "completed"
 
-            await wait_until(ended, "the batch has ended", timeout_s=100)
+            await wait_until(ended, "the batch has ended", timeout_s=180)
             batch = await openai.batches.retrieve(batch.id)
             assert batch.output_file_id is not None
             assert batch.error_file_id is not None

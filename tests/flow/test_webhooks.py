@@ -17,7 +17,7 @@ from shared import keys
 from shared.messages import Delivery, decode_delivery
 from tests.flow.test_batches import CHAT, line
 from tests.flow.test_task_life import MODEL, chat
-from tests.support.deployment import Deployment, deployment
+from tests.support.deployment import Deployment, deployment, rewrite
 from tests.support.processes import holder_of_port
 from tests.support.receiver import HANG, Hit, Receiver, answer, write_secret
 from tests.support.waiting import wait_until
@@ -62,7 +62,10 @@ class World:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("webhooks")
+    """With the secret. It is written once: whoever reads it meanwhile would find half of it."""
+    made = tmp_path_factory.mktemp("webhooks")
+    write_secret(made)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +79,7 @@ def running(folder: Path) -> Iterator[Deployment]:
 
 
 def written(folder: Path, orders: str, dead: str, tls: str, port: int = 1) -> str:
-    secret = write_secret(folder)
-    return CONFIG.format(model=MODEL, secret=secret, orders=orders, dead=dead, tls=tls, ports=f"443, {port}")
+    return CONFIG.format(model=MODEL, secret=folder / "secret", orders=orders, dead=dead, tls=tls, ports=f"443, {port}")
 
 
 @pytest.fixture
@@ -85,20 +87,27 @@ async def world(running: Deployment, folder: Path, redis: Any) -> AsyncIterator[
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("localhost").configure_cert(context)
     async with Receiver() as orders, Receiver() as dead, Receiver(tls=context) as tls:
-        file = running.folder / "headrace.toml"
-        fresh = file.with_suffix(".new")
-        fresh.write_text(written(folder, orders.url, dead.url, tls.url, orders.port))
-        fresh.rename(file)
+        rewrite(running, written(folder, orders.url, dead.url, tls.url, orders.port))
         os.kill(running.supervisor, signal.SIGHUP)
         await wait_until(lambda: takes(running), "every replica has taken the file")
         yield World(running, {"orders": orders, "dead": dead, "tls": tls})
-        await redis.delete(keys.WEBHOOKS_LATER, keys.WEBHOOKS_GONE)
+    await wait_until(lambda: forgotten(redis), "no delivery is left for the next test", timeout_s=60)
+
+
+async def forgotten(redis: Any) -> bool:
+    """What was under way when the receivers went is put aside, to come again: so this is asked until nothing is."""
+    await redis.delete(keys.WEBHOOKS_LATER, keys.WEBHOOKS_GONE)
+    return await drained(redis) and not await redis.exists(keys.WEBHOOKS_LATER)
 
 
 async def takes(running: Deployment) -> bool:
+    """One that another test has killed may not be back yet."""
     urls = [*running.replicas["ingress"], *running.replicas["notifier"]]
-    async with httpx.AsyncClient(timeout=10) as client:
-        texts = [(await client.get(f"{base}/metrics")).text for base in urls]
+    async with httpx.AsyncClient(timeout=30) as client:
+        try:
+            texts = [(await client.get(f"{base}/metrics")).text for base in urls]
+        except httpx.TransportError:
+            return False
     return all(taken_at(text) >= (running.folder / "headrace.toml").stat().st_ctime - 0.001 for text in texts)
 
 
@@ -191,7 +200,7 @@ async def test_the_end_of_a_batch_is_told_as_its_clients_see_it(world: World, ht
     cancelled = await batch(http, [line(n, "word " * 1000) for n in range(3)], webhook="orders")
     await http.post(f"/v1/batches/{cancelled}/cancel")
     await batch(http, lines)
-    hits = await world["orders"].got(3, timeout_s=30)
+    hits = await world["orders"].got(3, timeout_s=60)
     told = {hit.verified()["data"]["id"]: hit.verified() for hit in hits}
     ends = {running: "batch.completed", failed: "batch.failed", cancelled: "batch.cancelled"}
     assert {id: event["type"] for id, event in told.items()} == ends
@@ -282,7 +291,7 @@ async def test_a_notifier_killed_between_request_and_acknowledgement_is_followed
 
     orders.says = kill_the_first
     task = await submit(http)
-    first, second = (await orders.got(2, timeout_s=30))[:2]
+    first, second = (await orders.got(2, timeout_s=60))[:2]
     assert first.id == second.id
     assert second.verified()["data"]["id"] == task
     assert killed[0] not in world.deployment.processes()["notifier"]
@@ -295,7 +304,7 @@ async def test_a_burst_with_notifiers_killed_in_turn_loses_no_event(
     orders, burst = world["orders"], 300
     sending = asyncio.gather(*(submit(http, "Hi") for _ in range(burst)))
     for count in (30, 100):
-        await orders.got(count, timeout_s=30)
+        await orders.got(count, timeout_s=60)
         pids = world.deployment.processes()["notifier"]
         os.kill(pids[0], signal.SIGKILL)
 

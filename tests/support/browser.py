@@ -17,7 +17,7 @@ from playwright.async_api import Browser, async_playwright
 VERSION = "153.0.0"
 HOME = Path(sys.prefix) / "chromium" / VERSION
 UNPACK = 'import chromium from "@sparticuz/chromium"; await chromium.executablePath();'
-INSTALL_S = 100
+INSTALL_S = 180
 ON_LAMBDA = {"AWS_EXECUTION_ENV": "AWS_Lambda_nodejs22.x"}
 """Tells the package to unpack its libraries too."""
 FONTS = f"""<?xml version="1.0"?>

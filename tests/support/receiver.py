@@ -12,7 +12,7 @@ from typing import Any, Self
 from msgspec import Struct
 from standardwebhooks import Webhook
 
-from tests.support.waiting import wait_until
+from tests.support.waiting import TIMEOUT_S, wait_until
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of thirty-two bytes, ok").decode()
 HANG = b""
@@ -80,7 +80,7 @@ class Receiver:
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(hit.body) for hit in self.hits]
 
-    async def got(self, count: int, timeout_s: float = 10.0) -> list[Hit]:
+    async def got(self, count: int, timeout_s: float = TIMEOUT_S) -> list[Hit]:
         await wait_until(lambda: len(self.hits) >= count, f"{count} webhooks have come", timeout_s)
         return self.hits
 

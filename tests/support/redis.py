@@ -5,7 +5,6 @@ import importlib.util
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from redis.exceptions import RedisError
 from shared.bus.client import Bus
 from shared.bus.connection import Reply
 from shared.errors import WrongKeyType
+from tests.support.ports import free_port
 from tests.support.waiting import wait_blocking
 
 VERSIONS = ("7.0", "7.4", "8.2")
@@ -55,7 +55,7 @@ def servers() -> dict[str, str]:
     found: dict[str, str] = {}
     for path in (shutil.which("redis-server"), embedded_server(), *map(str, PROVIDED.glob("*/redis-server"))):
         if path is not None:
-            said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+            said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
             if match := re.search(r"v=(\d+\.\d+)", said):
                 found.setdefault(match[1], path)
     return found
@@ -79,12 +79,6 @@ def redis_server(binary: str | None = None) -> Iterator[str]:
         finally:
             server.kill()
             server.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answers(url: str) -> bool:

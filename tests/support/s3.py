@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 from msgspec import Struct
 
-from tests.support.redis import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import wait_blocking
 
 ACCESS, SECRET = "headrace-tests", "a-secret-of-the-tests"

@@ -13,7 +13,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from shared.bus.client import Bus
-from tests.support.redis import answers, free_port
+from tests.support.ports import free_port
+from tests.support.redis import answers
 from tests.support.waiting import wait_blocking
 
 COMMON = ("--bind", "127.0.0.1", "--save", "", "--enable-debug-command", "yes", "--repl-diskless-sync-delay", "0")

@@ -12,7 +12,7 @@ import httpx
 from services.inference.models import resolve
 from services.inference.vllm_options import defaults, environment, to_flags
 from shared.engine_options import Flag
-from tests.support.deployment import free_port
+from tests.support.ports import free_port
 from tests.support.processes import descendants, kill_all
 from tests.support.waiting import wait_blocking
 

@@ -8,8 +8,9 @@ from inspect import isawaitable
 from shared.clock import monotonic_s
 
 TICK_S = 0.002
-TIMEOUT_S = 10.0
-"""A machine under load still makes it; a test that reaches it has failed."""
+TIMEOUT_S = 30.0
+"""A test that reaches it has failed, so it costs nothing as long as all is well. It has room for what may rightly take its time on a
+machine under load: a process that is started again, a lease that has to end, pauses that have grown to some seconds."""
 
 Predicate = Callable[[], object]
 

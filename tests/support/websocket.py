@@ -68,7 +68,7 @@ class PushClient:
 
     async def receive(self) -> list[Message]:
         """Apply one frame."""
-        frame: list[Message] = json.loads(await asyncio.wait_for(self.socket.recv(), 30))
+        frame: list[Message] = json.loads(await asyncio.wait_for(self.socket.recv(), 60))
         for message in frame:
             self._apply(message)
         return frame

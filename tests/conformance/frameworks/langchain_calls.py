@@ -38,7 +38,8 @@ def calls(url: str, model: str, embedder_url: str, embedder: str) -> dict[str, C
     )
 
     def tokens(text: str) -> list[int]:
-        answer = httpx.post(f"{url}/tokenize", json={"model": model, "prompt": text, "add_special_tokens": False})
+        asked = {"model": model, "prompt": text, "add_special_tokens": False}
+        answer = httpx.post(f"{url}/tokenize", json=asked, timeout=60)
         return list(answer.raise_for_status().json()["tokens"])
 
     counting = ChatOpenAI(**base, custom_get_token_ids=tokens)
