@@ -17,8 +17,7 @@ from shared import keys
 from shared.bus.client import Bus
 from shared.bus.connection import Arg, Reply
 from shared.bus.script import Script
-from shared.clock import now_ms
-from shared.errors import BatchNotFound, HeadraceError, IdempotencyConflict, WrongKeyType
+from shared.errors import UNDECODABLE, BatchNotFound, HeadraceError, IdempotencyConflict, WrongKeyType
 from shared.messages import NULL
 
 MAKE = Script("shared", "batch_make")
@@ -159,7 +158,7 @@ class Batches:
         soon, also if its id was that of another one, which has expired.
         Raises: IdempotencyConflict, WrongKeyType, BusError.
         """
-        batch_id, at_ms, index = new_id(asked.tenant, key), now_ms(), keys.batches_of(asked.tenant)
+        batch_id, at_ms, index = new_id(asked.tenant, key), await time_ms(self._bus), keys.batches_of(asked.tenant)
         await self._bus.commands.call("ZADD", index, "NX", at_ms, batch_id)
         longest_ms = LONGEST_WINDOW_S * 1000 + self.kept_ms
         await self._bus.commands.call("ZREMRANGEBYSCORE", index, "-inf", at_ms - longest_ms)
@@ -213,6 +212,12 @@ class Fence(Struct, frozen=True):
 
     epoch: int
     nonce: str
+
+
+async def time_ms(bus: Bus) -> int:
+    """Unix ms, as Redis has it: the clocks of those who look at a batch may differ, and jump. Raises: BusError."""
+    seconds, microseconds = await bus.commands.call("TIME")
+    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def new_id(tenant: str = "", key: str = "") -> str:
@@ -298,5 +303,5 @@ def parse(batch_id: str, values: Sequence[Reply]) -> Batch:
             **texts,
             **numbers,
         )
-    except (msgspec.DecodeError, ValueError, TypeError) as error:
+    except (*UNDECODABLE, ValueError, TypeError) as error:
         raise HeadraceError(f"the hash of the batch holds what no script of Headrace writes: {error}") from None

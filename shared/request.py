@@ -68,6 +68,8 @@ class Request(Struct, frozen=True, kw_only=True):
     prefix: tuple[str, ...] = ()
     """Digests of the prompt's beginnings, the longest first: tasks that share one share KV cache."""
     cache: CacheKey | None = None
+    kept_until_ms: int = 0
+    """Its result is kept until then (Unix ms, of Redis), unless it is told before that nobody needs it; 0: for as long as results are."""
     fallbacks: tuple["Request", ...] = ()
     """The same for other pools, in turn, should this one accept nothing more."""
     shadow: "Request | None" = None

@@ -81,6 +81,8 @@ class SubmitItem(Struct, frozen=True):
     spec: bytes
     body: bytes
     pending: bytes
+    kept_until_ms: str = ""
+    """Unix ms, of Redis; empty: for as long as results are."""
 
 
 class Submitted(Struct, frozen=True):
@@ -320,4 +322,5 @@ def _item(
         spec=encode(_spec(request, stored)),
         body=b"" if stored is not None else request.body,
         pending=encode(Pending(model=task.model, lane=task.lane)) if task.session else b"",
+        kept_until_ms=str(request.kept_until_ms or ""),
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import secrets
 import sys
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from rich.table import Table
 from services.cli.doors import complaint, http_door, read_json
 from services.cli.failure import OK, TASK_FAILED, USAGE, Failure
 from services.cli.progress import show_meter
-from services.cli.requests import call
+from services.cli.requests import Refused, call
 from services.cli.tasks import duration
 from services.cli.view import View, to_json
 from shared.clock import now_ms
+from shared.errors import UNDECODABLE
 from shared.request import CHAT
 
 ENDED = ("completed", "failed", "cancelled", "expired")
@@ -53,7 +55,7 @@ async def create(client: httpx.AsyncClient, arguments: argparse.Namespace) -> in
     asked = {"input_file_id": read_json(sent)["id"], "endpoint": endpoint, "completion_window": arguments.window}
     if arguments.webhook:
         asked["webhook"] = arguments.webhook
-    view = read_json(await client.post("/v1/batches", json=asked))
+    view = await made(client, asked)
     if arguments.watch:
         print(f"headrace: {view['id']}", file=sys.stderr)
         return await watch(client, view["id"], json=arguments.json)
@@ -61,12 +63,39 @@ async def create(client: httpx.AsyncClient, arguments: argparse.Namespace) -> in
     return OK
 
 
+async def made(client: httpx.AsyncClient, asked: dict[str, str]) -> View:
+    """The batch. If it is refused, nothing stays of its upload. A server that is away for a restart is waited for: it makes one batch
+    of a key, however often it is asked. Raises: Failure."""
+    file_id = asked["input_file_id"]
+    key = {"idempotency-key": f"cli-{secrets.token_hex(12)}"}
+    try:
+        return await call(client, "POST", "/v1/batches", json=asked, headers=key)
+    except Refused as refused:
+        raise Failure(f"{refused}\n{await taken_back(client, file_id)}") from None
+    except Failure as failure:
+        unknown = f"{file_id} was uploaded; whether a batch was made of it, `headrace batches list` tells."
+        raise Failure(f"{failure}\n{unknown}", code=failure.code) from None
+
+
+async def taken_back(client: httpx.AsyncClient, file_id: str) -> str:
+    """What became of an upload that is of no use: in a sentence."""
+    try:
+        answer = await client.delete(f"/v1/files/{file_id}")
+    except httpx.HTTPError as error:
+        why = str(error) or type(error).__name__
+    else:
+        if answer.is_success:
+            return "Its upload was removed."
+        why = complaint(answer)
+    return f"Its upload stays ({why}); `headrace files rm {file_id}` removes it."
+
+
 def endpoint_of(path: Path) -> str:
     """What the first line asks for. Raises: OSError."""
     with path.open("rb") as content:
         try:
             return msgspec.json.decode(content.readline(), type=Line).url
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNDECODABLE:
             return CHAT
 
 

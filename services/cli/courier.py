@@ -21,6 +21,7 @@ from services.cli.doors import api_key, is_loopback
 from services.cli.failure import Failure
 from services.cli.requests import FULL_S, MEMORY_FULL, WAIT_S, Asked, Refused, advised_s
 from shared.clock import monotonic_s
+from shared.errors import UNDECODABLE
 from shared.lifecycle import State
 from shared.messages import NULL, elsewhere, is_json_elsewhere
 
@@ -103,7 +104,7 @@ class Courier:
     def _read(self, content: bytes) -> tuple[Glance, bytes]:
         try:
             seen = _glance.decode(content)
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             raise self._stranger("does not answer as Headrace does") from None
         return seen, content
 
@@ -195,6 +196,6 @@ def _error_of(answer: Answer) -> dict[str, Any]:
     """The server's own words, if it has any."""
     try:
         error = _told.decode(answer.content).error
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         error = {}
     return error if isinstance(error.get("message"), str) else {"message": f"status {answer.status}"}

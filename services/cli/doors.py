@@ -10,6 +10,7 @@ import httpx
 import msgspec
 
 from services.cli.failure import Failure
+from shared.errors import UNDECODABLE
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ANSWER_S = 600.0
@@ -57,7 +58,7 @@ def complaint(response: httpx.Response) -> str:
     """Why the server refused: its own words if it has any."""
     try:
         return str(msgspec.json.decode(response.content)["error"]["message"])
-    except (msgspec.DecodeError, LookupError, TypeError):
+    except (*UNDECODABLE, LookupError, TypeError):
         return f"{response.status_code} {response.reason_phrase} from {response.url}"
 
 
@@ -67,5 +68,5 @@ def read_json(response: httpx.Response) -> Any:
         raise Failure(complaint(response))
     try:
         return msgspec.json.decode(response.content)
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         raise Failure(f"{response.url} does not answer JSON: is it Headrace's HTTP address?") from None

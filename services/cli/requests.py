@@ -18,6 +18,7 @@ from services.cli.failure import Failure
 from services.cli.progress import Meter
 from services.cli.view import View, has_ended, is_elsewhere
 from shared.clock import monotonic_s
+from shared.errors import UNDECODABLE
 from shared.request import CHAT, COMPLETIONS
 
 WAIT_S = 30
@@ -65,7 +66,7 @@ def make_task(text: bytes, session: str = "", *, lane: str = "", key: str = "") 
         data = msgspec.json.decode(text, type=dict[str, Raw])
     except UnicodeDecodeError as error:
         raise Refused(f"not UTF-8: {error.reason} at byte {error.start + 1}") from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise Refused(f"not a JSON object: {error}") from None
     custom_id = None
     if "url" in data:
@@ -100,7 +101,7 @@ def _of_batch(data: dict[str, Raw]) -> tuple[str | None, dict[str, Raw]]:
     try:
         custom_id = msgspec.json.decode(data["custom_id"], type=str) if "custom_id" in data else None
         method = msgspec.json.decode(data["method"], type=str) if "method" in data else "POST"
-    except (msgspec.DecodeError, RecursionError):
+    except UNDECODABLE:
         raise Refused("`custom_id` and `method` are strings") from None
     if method != "POST":
         raise Refused(f"`method` is {method[:40]!r}; allowed: POST")
@@ -157,7 +158,7 @@ def _full(response: httpx.Response) -> str:
         return ""
     try:
         code = msgspec.json.decode(response.content)["error"]["code"]
-    except (msgspec.DecodeError, LookupError, TypeError):
+    except (*UNDECODABLE, LookupError, TypeError):
         code = None
     if response.status_code == 429:
         return str(code or "429")

@@ -21,6 +21,7 @@ from msgspec import Struct
 from services.cli.failure import USAGE, Failure
 from services.cli.lines import Identity
 from services.cli.view import counts_as_failed
+from shared.errors import UNDECODABLE
 
 STDOUT = 1
 
@@ -70,7 +71,7 @@ class Results:
     def _take(self, place: int, text: bytes) -> None:
         try:
             finished = _finished.decode(text)
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             raise self._stranger(f"its line {place} is no result") from None
         last = self.run.input.last if self.run.input is not None else 0
         if not 1 <= finished.line <= last:
@@ -206,7 +207,7 @@ def _earlier(path: Path, state: Path, run: Run, *, begun: bool) -> Run | None:
 def _read(path: Path, state: Path) -> Run:
     try:
         return _state.decode(state.read_bytes())
-    except (OSError, msgspec.DecodeError):
+    except (*UNDECODABLE, OSError):
         raise Failure(
             f"{path} has content, but {state.name}, which says whose, is {'broken' if state.exists() else 'missing'}. "
             "Name another output, or replace this one with --restart."

@@ -5,7 +5,7 @@
 --          waiter's lease (ms), then per task: id, lane, tenant, session, reply_to, attached ('1' or ''), expires in (ms),
 --          hurried ('1' = refused if it would not start by then), starts in (ms), tokens in, tokens out (0 = not said),
 --          queued limit (tasks, 0 = none), batch limit (tokens, 0 = none), metered ('1' or ''), owes ('1' or ''), tells ('1' or ''),
---          cache, prefix, spec, body, pending event
+--          cache, prefix, spec, body, pending event, kept until (Unix ms; '' = for as long as results are)
 -- RETURNS  per task: 'new' | state of the task that has this id already | 'full' | 'tenant_full' | 'batch_full'
 --          | 'late <starts in about so many ms>' | 'wrongtype <key>'
 -- INVARIANT a task's hash, its place in `in` or `later`, and its deadline are made together; a repeat makes none. A task that
@@ -17,9 +17,10 @@ local backlog_limit, index_length, attached_ms = tonumber(ARGV[4]), tonumber(ARG
 -- USES clock, types, shard, terms, fair, flight, task, flow, paces, eta, limits, lists
 
 local NAMES = {'id', 'lane', 'tenant', 'session', 'reply_to', 'attached', 'expires_ms', 'hurried', 'starts_ms', 'tokens_in',
-  'tokens_out', 'queued_limit', 'batch_limit', 'metered', 'owes', 'tells', 'cache', 'prefix', 'spec', 'body', 'pending'}
+  'tokens_out', 'queued_limit', 'batch_limit', 'metered', 'owes', 'tells', 'cache', 'prefix', 'spec', 'body', 'pending',
+  'kept_until_ms'}
 local KEPT = {'lane', 'tenant', 'session', 'reply_to', 'tokens_in', 'tokens_out', 'spec', 'body', 'metered', 'owes',
-  'tells', 'cache', 'prefix'}
+  'tells', 'cache', 'prefix', 'kept_until_ms'}
 
 -- What keeps it from being made; true as the second answer: it was cancelled before it came.
 local function refusal(asked, key, tenant_index, session_index, bus)
@@ -68,8 +69,8 @@ end
 
 check_shard()
 local verdicts = {}
-for item = 0, (#ARGV - 6) / 21 - 1 do
-  local key, arg, asked = 3 + item * 4, 7 + item * 21, {}
+for item = 0, (#ARGV - 6) / 22 - 1 do
+  local key, arg, asked = 3 + item * 4, 7 + item * 22, {}
   for i, name in ipairs(NAMES) do asked[name] = ARGV[arg + i - 1] end
   verdicts[#verdicts + 1] = submit(asked, unpack(KEYS, key, key + 3))
 end

@@ -7,6 +7,7 @@ from msgspec import Raw, Struct
 
 from services.scheduler.batches.items import Item
 from shared.batches import End
+from shared.errors import UNDECODABLE
 from shared.lifecycle import State
 from shared.messages import elsewhere
 
@@ -54,7 +55,6 @@ STOPPED = {
 """Codes and messages of items that were not done."""
 
 _body = msgspec.json.Decoder(Body)
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NO_BODY, _NO_USAGE = Body(), Usage()
 
 
@@ -91,7 +91,7 @@ def faulty(batch_id: str, number: int, item: Item) -> Ending:
 
 def lost(batch_id: str, number: int, item: Item) -> Ending:
     """Its task has completed, and the answer is gone."""
-    message = "The request was done, but its result is not kept any more (limits.results_kept_s)."
+    message = "The request was done, but its answer is in Redis or in the object store no more."
     error = {"code": "result_lost", "message": message, "line": item.line}
     return Ending(number, End.FAILED, _line(batch_id, number, item, None, error), item.task_id)
 
@@ -103,7 +103,7 @@ def one_line(body: bytes) -> bytes:
         return body
     try:
         return msgspec.json.format(body, indent=-1)
-    except _UNREADABLE:
+    except UNDECODABLE:
         return msgspec.json.encode(body.decode(errors="replace"))
 
 
@@ -111,7 +111,7 @@ def _said(body: bytes) -> Body:
     """Of an answer in another shape: nothing."""
     try:
         return _body.decode(body)
-    except _UNREADABLE:
+    except UNDECODABLE:
         return _NO_BODY
 
 

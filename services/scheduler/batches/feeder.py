@@ -11,9 +11,9 @@ from services.scheduler.batches.feeding import Feeding, read_twice
 from services.scheduler.batches.gathering import Gathering
 from services.scheduler.batches.items import reply_name
 from services.scheduler.batches.validation import validate
-from services.scheduler.batches.work import Fenced, OutOfStep, Tools, Work, read_work, stop_of
+from services.scheduler.batches.work import Fenced, OutOfStep, Tools, Work, read_work
 from shared import keys
-from shared.batches import ENDS, End, Fence, Status, move
+from shared.batches import ENDS, End, Fence, Status, move, time_ms
 from shared.bus.connection import Arg
 from shared.clock import monotonic_s
 from shared.errors import BatchNotFound, BusError, InvalidTaskId, ObjectMissing, StoreUnavailable
@@ -88,7 +88,7 @@ class Feeder:
         feeding = Feeding(self._tools, work, await read_twice(self._tools, work), self._window)
         gathering = Gathering(self._tools, work, feeding.again)
         try:
-            await gathering.file_rest()
+            await gathering.file_some()
             self._fed_from_s = monotonic_s()
             while not (feeding.over and not work.open):
                 await self._look_for_stop(work)
@@ -103,6 +103,7 @@ class Feeder:
                     self._moved_s = monotonic_s()
                 if not busy:
                     await self._pause(IDLE_S)
+            await gathering.file_rest()  # what is in no file then is nobody's, and is removed
         finally:
             self._fed_from_s = None
             await feeding.close()
@@ -123,7 +124,7 @@ class Feeder:
         status = await self._tools.bus.read("HGET", keys.batch(self._id, "state"), "status")
         if status is None:
             raise BatchNotFound(self._id)
-        work.stop = stop_of(Status(status.decode()), work.batch.expires_at_ms)
+        work.see(Status(status.decode()), await time_ms(self._tools.bus))
         if work.stop is End.CANCELLED:
             await asyncio.gather(*map(self._cancel, work.numbers))
             work.told = True

@@ -19,7 +19,7 @@ from services.scheduler.batches.work import Tools, Work
 from shared import keys
 from shared.batches import End, Fault
 from shared.bus.script import MAX_BYTES
-from shared.clock import monotonic_s, now_ms
+from shared.clock import monotonic_s
 from shared.errors import MemoryFull, RequestError
 from shared.messages import encode
 from shared.request import Request
@@ -95,16 +95,18 @@ class Feeding:
         self._wait_until_s = 0.0
 
     async def again(self, number: int, item: Item) -> None:
-        """Its task is nowhere: Redis has lost it, with its end or without. The item is submitted once more.
+        """Its task is nowhere: Redis has lost it, with its end or without. The item is submitted once more, or ends as those do that
+        were never begun.
 
         Raises: as `feed`.
         """
         ask = Ask(number, Line(item.line, item.offset, item.offset + item.length, b""), item.custom_id)
-        try:
-            ask.line = msgspec.structs.replace(ask.line, text=await self._text(item))
-            self._read(ask)
-        except InputGone as error:
-            ask.fault = gone(error)
+        if self._work.stop is None:
+            try:
+                ask.line = msgspec.structs.replace(ask.line, text=await self._text(item))
+                self._read(ask)
+            except InputGone as error:
+                ask.fault = gone(error)
         ((again, _),) = await self._items([ask]) or [(item, None)]
         await self._open(self._offset, self._offset, self._line, [Opened(number, encode(again))])
         self._work.numbers.pop(item.task_id, None)
@@ -125,7 +127,8 @@ class Feeding:
         if self._lines is None:
             self._lines = self._rest()
         size = sum(len(ask.line.text or b"") for ask in self._asks)
-        while len(self._asks) < room and size < MAX_BYTES:
+        total = self._work.batch.total
+        while len(self._asks) < room and size < MAX_BYTES and self._next_number < total:
             line = await anext(self._lines, None)
             if line is None:
                 break
@@ -135,7 +138,7 @@ class Feeding:
 
     async def _text(self, item: Item) -> bytes:
         text = b""
-        async with aclosing(self._tools.store.read(self._work.batch, item.offset)) as pieces:
+        async with aclosing(self._tools.store.read(self._work.batch, item.offset, over=False)) as pieces:
             async for piece in pieces:
                 text += piece[: item.length - len(text)]
                 if len(text) == item.length:
@@ -147,7 +150,7 @@ class Feeding:
         batch = self._work.batch
         offset, number = self._offset, self._line
         try:
-            pieces = self._tools.store.read(batch, offset)
+            pieces = self._tools.store.read(batch, offset, over=self._work.stop is not None)
             async for line in lines(pieces, longest_line(self._tools.config), offset=offset, number=number):
                 yield line
                 offset, number = line.behind, line.number
@@ -170,7 +173,7 @@ class Feeding:
 
     def _read(self, ask: Ask) -> None:
         """Into a request, or a fault; neither, if nothing is begun any more."""
-        remaining_s = (self._work.batch.expires_at_ms - now_ms()) / 1000
+        remaining_s = self._work.left_s
         if self._work.stop or remaining_s <= 0:
             return
         try:
@@ -205,11 +208,10 @@ class Feeding:
 
     async def _submit(self, ask: Ask) -> Submitted | None:
         """None: it is not begun, since it cannot or may not be any more."""
-        submitter, batch = self._tools.submitter, self._work.batch
-        remaining_s = (batch.expires_at_ms - now_ms()) / 1000
+        submitter, batch, remaining_s = self._tools.submitter, self._work.batch, self._work.left_s
         if ask.request is None or self._work.stop or remaining_s <= 0:
             return None
-        request = within(ask.request, remaining_s)
+        request = within(ask.request, remaining_s, batch.expires_at_ms + self._tools.batches.kept_ms)
         origin = batch.id.encode(), batch.salt.encode(), b"%d" % ask.number
         return await submitter.submit(request, submitter.new_id(request, *origin))
 
@@ -232,11 +234,12 @@ def refusal_of(verdict: object) -> str:
     return str(verdict.code) if isinstance(verdict, RequestError) and verdict.status == TOO_MANY else ""
 
 
-def within(request: Request, remaining_s: float) -> Request:
-    """The request, in what is left of the window: it may have waited here since it was read."""
+def within(request: Request, remaining_s: float, kept_until_ms: int) -> Request:
+    """The request, in what is left of the window: it may have waited here since it was read. Its result waits to be gathered, which
+    takes a place."""
     task = msgspec.structs.replace(request.task, expires_in_s=min(request.task.expires_in_s, remaining_s))
-    fallbacks = tuple(within(way, remaining_s) for way in request.fallbacks)
-    return msgspec.structs.replace(request, task=task, fallbacks=fallbacks)
+    fallbacks = tuple(within(way, remaining_s, kept_until_ms) for way in request.fallbacks)
+    return msgspec.structs.replace(request, task=task, fallbacks=fallbacks, kept_until_ms=kept_until_ms)
 
 
 def gone(error: InputGone) -> Fault:

@@ -9,19 +9,21 @@ from msgspec.structs import replace
 
 from services.scheduler import metrics
 from services.scheduler.batches.endings import Ending, answered, lost
+from services.scheduler.batches.feeding import MEMORY_FULL
 from services.scheduler.batches.items import Item, reply_name
 from services.scheduler.batches.scripts import Ended, Segment, end
 from services.scheduler.batches.work import Tools, Work
+from services.scheduler.object_sweep import AGAIN_MS
 from shared import keys
 from shared.batches import End
 from shared.bus.connection import Reply as Answer
 from shared.clock import monotonic_s
-from shared.errors import ObjectMissing
+from shared.errors import UNDECODABLE, MemoryFull, ObjectMissing
 from shared.ids import new_nonce
 from shared.keys import keys_of
 from shared.lifecycle import State
 from shared.messages import NULL, Finished, Reply, encode, is_json_elsewhere, result_in_json
-from shared.record import FIELDS, parse_record
+from shared.record import FIELDS, Record, parse_record
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ FIRST_LOOK_S = 5.0
 KEPT_MS = 600_000
 """Of a task whose line is in the output: long enough for whoever still repeats something. Without it a large batch would fill
 Redis with what is in the object store."""
+LETTER_MS = 2 * AGAIN_MS
+"""Of a task that may have become a dead letter, at least: the sweep of objects must see it, which says whose body is whose."""
 
 Again = Callable[[int, Item], Awaitable[None]]
 _reply = msgspec.json.Decoder(Reply)
@@ -85,10 +89,7 @@ class Gathering:
             for (number, item), state in zip(page, states, strict=True):
                 if item.task_id not in self._work.numbers:
                     continue
-                if state is None:
-                    log.warning("%s: the task of item %d is gone; it is submitted again", self._work.batch.id, number)
-                    await self._again(number, item)
-                elif State(state.decode()).terminal:
+                if state is None or State(state.decode()).terminal:
                     await self._from_hash(number, item)
                     await self.commit(hurry=False)  # all of a window, with its answers, would be in memory
 
@@ -113,8 +114,17 @@ class Gathering:
         await self._forget(endings)
         return True
 
+    async def file_some(self) -> None:
+        """As `file_rest`; but a full Redis takes no new file: then they wait, and what has ended is gathered on, since only that makes
+        room. Raises: StoreUnavailable, BusError."""
+        try:
+            await self.file_rest()
+        except MemoryFull as error:
+            metrics.BATCH_WAITS.labels(MEMORY_FULL).inc()
+            log.warning("%s has segments that are in no file yet: %s", self._work.batch.id, error)
+
     async def file_rest(self) -> None:
-        """Segments that were named, and are in no file yet. Raises: StoreUnavailable, BusError."""
+        """Segments that were named, and are in no file yet. Raises: MemoryFull, StoreUnavailable, BusError."""
         unfiled = keys.batch(self._work.batch.id, "unfiled")
         for entry in await self._tools.bus.read("LRANGE", unfiled, 0, -1):
             kind, segment, size = entry.decode().split()
@@ -143,23 +153,24 @@ class Gathering:
         await tools.store.put(work.batch, segment.name, {"output": b"".join(output), "errors": b"".join(errors)})
         ended = [Ended(ending.number, ending.end) for ending in endings]
         work.check(await end(tools.bus, work.batch.id, work.fence, segment, ended))
-        await self.file_rest()
+        await self.file_some()
 
     async def _forget(self, endings: Sequence[Ending]) -> None:
         """Replies up to the last one read are in segments. Their tasks need not be kept for as long as others."""
         if self._cursor != b"0-0":
             milliseconds, _, number = self._cursor.decode().partition("-")
             await self._tools.bus.commands.call("XTRIM", self._stream, "MINID", f"{milliseconds}-{int(number) + 1}")
-        ids = [ending.task_id for ending in endings if ending.task_id and not ending.kept]
-        ways = (keys_of(id)[0].task(id) for id in ids)
-        await asyncio.gather(*(self._tools.bus.commands.call("PEXPIRE", key, KEPT_MS, "LT") for key in ways))
+        longest_ms = max(self._tools.config.limits.results_kept_s * 1000, LETTER_MS)
+        expire = self._tools.bus.commands.call
+        ends = [(keys_of(ending.task_id)[0].task(ending.task_id), ending.kept) for ending in endings if ending.task_id]
+        await asyncio.gather(*(expire("PEXPIRE", key, longest_ms if kept else KEPT_MS, "LT") for key, kept in ends))
 
     async def _on_reply(self, data: bytes) -> bool:
         """A reply for no open item is a repeat, or a stranger's. True: its answer was fetched from the object store."""
         try:
             reply = _reply.decode(data)
             state = State(reply.status)
-        except (msgspec.DecodeError, ValueError, RecursionError):
+        except (*UNDECODABLE, ValueError):
             log.warning("%s: an entry of %s is no reply", self._work.batch.id, self._stream)
             return False
         number = self._work.numbers.get(reply.id)
@@ -182,15 +193,13 @@ class Gathering:
 
         Raises: BusError, StoreUnavailable, TimeoutError.
         """
-        key = keys_of(item.task_id)[0].task(item.task_id)
-        *values, result = await self._tools.bus.read("HMGET", key, *FIELDS, "result")
-        record = parse_record(values)
+        record, result = await self._record(item.task_id)
         finished = record.finished if record is not None else None
         error = next((said.error for said in (reply, finished) if said is not None and said.error is not None), None)
         batch_id = self._work.batch.id
         if record is not None and not record.state.terminal:  # somebody else's word for it
             return
-        body = await self._body(item.task_id, result or b"", finished)
+        body = await self._body(item.task_id, result, finished)
         if record is not None and (body or record.state not in (State.COMPLETED, State.FAILED)):
             ending = answered(batch_id, number, item, record.state, record.status, body)
             if record.state is State.FAILED and record.task.stored is not None:  # its dead letter may need that body
@@ -198,8 +207,17 @@ class Gathering:
             self._add(ending)
         elif error is not None:
             self._add(answered(batch_id, number, item, State.FAILED, 500, encode({"error": error})))
+        elif record is None and (reply is None or self._work.stop is None):
+            log.warning("%s: the answer of item %d is gone with its task; it is submitted again", batch_id, number)
+            await self._again(number, item)
         else:
             self._add(lost(batch_id, number, item))
+
+    async def _record(self, task_id: str) -> tuple[Record | None, bytes]:
+        """With the result. None: the task is gone, or was cancelled before it came. Raises: BusError, HeadraceError."""
+        key = keys_of(task_id)[0].task(task_id)
+        *values, result = await self._tools.bus.read("HMGET", key, *FIELDS, "result")
+        return parse_record(values), result or b""
 
     async def _body(self, task_id: str, result: bytes, finished: Finished | None) -> bytes:
         """What the line says of the answer: all of it if it is JSON, else where it is. Empty: there is none any more.

@@ -15,8 +15,8 @@ from services.scheduler.batches.scripts import lease
 from services.scheduler.batches.telling import tell_end
 from services.scheduler.batches.work import Tools
 from shared import keys
-from shared.batches import Fence, Status
-from shared.clock import monotonic_s, now_ms
+from shared.batches import Fence, Status, time_ms
+from shared.clock import monotonic_s
 from shared.errors import BatchNotFound, BusError, WrongKeyType
 from shared.ids import new_nonce
 from shared.periodic import Periodic
@@ -73,6 +73,9 @@ class Holder:
         self._left: dict[str, Left] = {}
         self._left_tasks: Counter[str] = Counter()
         """By tenant, counted in each pass: each feeder asks for its window ten times a second."""
+        self._ahead_ms = 0.0
+        """Redis' clock (Unix) is so far ahead of this process' monotonic one, as the last pass has found. Schedulers share the index, and
+        the wall clocks of their machines may differ, or jump."""
         self._periodic = Periodic("the batches", INTERVAL_S, self.look)
         self.name = self._periodic.name
 
@@ -89,18 +92,18 @@ class Holder:
         try:
             await self._periodic.run()
         finally:
-            for batch_id in list(self._held):
-                await self._let_go(batch_id)
+            await asyncio.gather(*map(self._let_go, list(self._held)))
 
     async def stop(self) -> None:
         await self._periodic.stop()
 
     async def look(self) -> None:
         """One pass. Raises: BusError."""
+        self._ahead_ms = await time_ms(self._tools.bus) - monotonic_s() * 1000
         over = await self._keep()
         self._left = {batch_id: left for batch_id, left in self._left.items() if left.until_s > monotonic_s()}
         due = await self._tools.bus.commands.call(
-            "ZRANGEBYSCORE", keys.BATCHES, "-inf", now_ms(), "LIMIT", 0, MOST_HELD
+            "ZRANGEBYSCORE", keys.BATCHES, "-inf", self._now_ms(), "LIMIT", 0, MOST_HELD
         )
         for batch_id in (*over, *(name.decode() for name in due)):
             if batch_id not in self._held:
@@ -227,7 +230,7 @@ class Holder:
     async def _put_off(self, batch_id: str, by_ms: int) -> None:
         """Nobody need look at it before. A full Redis may refuse it: it is looked at in vain then."""
         try:
-            await self._tools.bus.commands.call("ZADD", keys.BATCHES, "XX", now_ms() + by_ms, batch_id)
+            await self._tools.bus.commands.call("ZADD", keys.BATCHES, "XX", self._now_ms() + by_ms, batch_id)
         except BusError as error:
             log.debug("%s cannot be put off: %s", batch_id, error)
 
@@ -241,10 +244,10 @@ class Holder:
         else:
             await tell_end(bus, batch, self._tools.batches.kept_ms)
             over_ms = max(batch.at_ms.values()) + SWEPT_MS
-            if now_ms() < over_ms:
-                await self._put_off(batch_id, over_ms - now_ms())
+            if self._now_ms() < over_ms:
+                await self._put_off(batch_id, over_ms - self._now_ms())
         await bus.commands.call("UNLINK", keys.reply(reply_name(batch_id)))
-        if now_ms() >= over_ms:
+        if self._now_ms() >= over_ms:
             await bus.commands.call("ZREM", keys.BATCHES, batch_id)
 
     async def _let_go(self, batch_id: str, for_ms: int = 0) -> None:
@@ -257,11 +260,14 @@ class Holder:
         except BusError as error:
             log.debug("the lease of %s lapses by itself: %s", batch_id, error)
 
+    def _now_ms(self) -> int:
+        return int(self._ahead_ms + monotonic_s() * 1000)
+
     def _measure(self) -> None:
         works = [held.feeder.work for held in self._held.values() if held.feeder.work is not None]
         metrics.BATCHES.set(len(self._held))
-        oldest_ms = min((work.batch.created_at_ms for work in works), default=now_ms())
-        metrics.BATCH_OLDEST.set((now_ms() - oldest_ms) / 1000)
+        oldest_ms = min((work.batch.created_at_ms for work in works), default=self._now_ms())
+        metrics.BATCH_OLDEST.set((self._now_ms() - oldest_ms) / 1000)
 
 
 def _wait_ms() -> int:

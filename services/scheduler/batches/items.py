@@ -13,7 +13,7 @@ from services.scheduler.batches.lines import Line
 from shared import request
 from shared.batches import Batch, End, Fault
 from shared.config import Config
-from shared.errors import InvalidRequest, RequestError
+from shared.errors import UNDECODABLE, InvalidRequest, RequestError
 from shared.lifecycle import Lane
 from shared.payer import Payer
 from shared.peek import model_of, peek_into
@@ -84,7 +84,7 @@ def custom_id_of(line: Line) -> str | None:
     """None: it has none that can be told."""
     try:
         said = _named.decode(line.text or b"").custom_id
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         return None
     return said if isinstance(said, str) and 0 < len(said) <= LONGEST_ID else None
 

@@ -8,7 +8,7 @@ from shared import keys
 from shared.batches import FILES, Batch, file_id_of
 from shared.bus.client import Bus
 from shared.clock import now_ms
-from shared.errors import FileNotFound, HeadraceError
+from shared.errors import FileNotFound, HeadraceError, ObjectMissing
 from shared.files import Files
 from shared.large import object_key
 from shared.messages import Stored
@@ -29,8 +29,11 @@ class Store:
         """`kept_s`: how long output is kept unless its batch says otherwise, from the end of the window."""
         self._bus, self._files, self._kept_s = bus, files, kept_s
 
-    async def read(self, batch: Batch, start: int = 0) -> AsyncGenerator[bytes, None]:
-        """The input from byte `start`, in pieces. Raises: InputGone; ObjectMissing while the store has lost what there should be."""
+    async def read(self, batch: Batch, start: int = 0, *, over: bool) -> AsyncGenerator[bytes, None]:
+        """The input from byte `start`, in pieces. `over`: nothing more of it is going to be done.
+
+        Raises: InputGone; ObjectMissing while the store has lost what there should be, which is waited for unless it is over.
+        """
         try:
             async with aclosing(self._files.read(batch.input_file_id, start)) as pieces:
                 while True:
@@ -40,6 +43,10 @@ class Store:
                         return
                     yield piece
         except FileNotFound as error:
+            raise InputGone(str(error)) from None
+        except ObjectMissing as error:
+            if not over:
+                raise
             raise InputGone(str(error)) from None
 
     async def put(self, batch: Batch, segment: str, contents: Mapping[str, bytes]) -> None:

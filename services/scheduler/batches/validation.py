@@ -67,7 +67,7 @@ async def validate(tools: Tools, work: Work) -> None:
     batch, limit = work.batch, tools.config.limits.batch_lines
     found = Validation(Reader(tools.config, batch))
     try:
-        async for line in lines(tools.store.read(batch), longest_line(tools.config)):
+        async for line in lines(tools.store.read(batch, over=work.stop is not None), longest_line(tools.config)):
             if found.total == limit:
                 message = f"The file has more than {limit} lines (limits.batch_lines). Split it."
                 await fail(tools, work, [Fault(code="too_many_lines", message=message)], 0)

@@ -8,10 +8,10 @@ from services.scheduler.batches.endings import Ending, faulty
 from services.scheduler.batches.items import Item, decode_item
 from services.scheduler.batches.store import Store
 from shared import keys
-from shared.batches import Batch, Batches, End, Fence, Status
+from shared.batches import Batch, Batches, End, Fence, Status, time_ms
 from shared.bus.client import Bus
 from shared.cancel import Canceller
-from shared.clock import now_ms
+from shared.clock import monotonic_s
 from shared.config import Config
 from shared.errors import HeadraceError
 from shared.submit import Submitter
@@ -39,7 +39,8 @@ class Tools(Struct, frozen=True):
 
 
 class Work:
-    def __init__(self, batch: Batch, fence: Fence, open_items: dict[int, Item]) -> None:
+    def __init__(self, batch: Batch, fence: Fence, open_items: dict[int, Item], at_ms: int) -> None:
+        """`at_ms`: the time as Redis has it."""
         self.batch, self.fence = batch, fence
         self.open = open_items
         """Fed, and not ended as far as Redis knows."""
@@ -48,10 +49,26 @@ class Work:
         self.endings: list[Ending] = [
             faulty(batch.id, number, item) for number, item in open_items.items() if item.end is not None
         ]
-        self.stop = stop_of(batch.status, batch.expires_at_ms)
+        self.stop: End | None = None
         """Nothing more is begun: how the items end that were not."""
+        self._over_at_s = 0.0
+        self.see(batch.status, at_ms)
         self.told = False
         """The tasks that go on were told to stop."""
+
+    @property
+    def left_s(self) -> float:
+        """Of the window. Between two looks at Redis' clock it is measured, so that no jump of this machine's can end a batch."""
+        return self._over_at_s - monotonic_s()
+
+    def see(self, status: Status, at_ms: int) -> None:
+        """What Redis says by now."""
+        left_ms = self.batch.expires_at_ms - at_ms
+        self._over_at_s = monotonic_s() + left_ms / 1000
+        if status is Status.CANCELLING:
+            self.stop = End.CANCELLED
+        else:
+            self.stop = End.EXPIRED if left_ms <= 0 else None
 
     def add(self, number: int, item: Item) -> None:
         self.open[number] = item
@@ -68,15 +85,10 @@ class Work:
             raise OutOfStep(f"{self.batch.id} stands otherwise than its holder thought: {verdict}")
 
 
-def stop_of(status: Status, expires_at_ms: int) -> End | None:
-    if status is Status.CANCELLING:
-        return End.CANCELLED
-    return End.EXPIRED if now_ms() >= expires_at_ms else None
-
-
 async def read_work(tools: Tools, batch_id: str, fence: Fence) -> Work:
     """Raises: BatchNotFound, BusError."""
     batch = await tools.batches.read(batch_id)
     found = await tools.bus.read("HGETALL", keys.batch(batch_id, "open"))
     pairs = zip(found[::2], found[1::2], strict=True)
-    return Work(batch, fence, {int(number): decode_item(item) for number, item in pairs})
+    open_items = {int(number): decode_item(item) for number, item in pairs}
+    return Work(batch, fence, open_items, await time_ms(tools.bus))

@@ -17,7 +17,7 @@ local function find(id)
   local key, partition = base .. 'task:' .. id, string.match(id, '^[^.]+%.%d+%.%d+%.(%d+)%.')
   local found = redis.pcall('HMGET', key, 'state', 'epoch', 'owner', 'worker', 'attempts', 'last', 'lane', 'session',
     'reply_to', 'created_at_ms', 'started_at_ms', 'deadline_ms', 'crashes', 'failures', 'stop', 'history', 'tenant',
-    'tokens_in', 'tokens_out', 'place', 'charge', 'metered', 'cache', 'follows', 'prefix', 'owes', 'tells')
+    'tokens_in', 'tokens_out', 'place', 'charge', 'metered', 'cache', 'follows', 'prefix', 'owes', 'tells', 'kept_until_ms')
   if found.err or not found[7] or not partition then return nil end
   return {
     id = id, key = key, log = base .. 'log:' .. id, bus = base .. 'bus:' .. partition,
@@ -28,7 +28,7 @@ local function find(id)
     failures = tonumber(found[14]) or 0, stop = found[15], history = found[16] or '', tenant = found[17] or 'default',
     tokens_in = tonumber(found[18]) or 0, tokens_out = tonumber(found[19]) or 0,
     place = tonumber(found[20] or found[10]) or 0, charge = found[21] or '', cache = found[23] or '',
-    follows = found[24], prefix = found[25] or '', owes = found[26],
+    follows = found[24], prefix = found[25] or '', owes = found[26], kept_until_ms = tonumber(found[28]) or 0,
   }
 end
 
@@ -89,7 +89,7 @@ local function end_task(task, state, status, result, finished, used)
   publish(task, finished, '')
   redis.call('HSET', task.key, 'state', state, 'status', status, 'last', task.last, 'result', result,
     'finished_at_ms', now_ms, 'finished', finished, 'used', used)
-  redis.call('PEXPIRE', task.key, kept_ms)
+  redis.call('PEXPIRE', task.key, math.max(tonumber(kept_ms), task.kept_until_ms - now_ms))
   redis.call('PEXPIRE', task.log, log_kept_ms)
   for _, index in ipairs({'leases', 'expiry', 'attached'}) do redis.call('ZREM', base .. index, task.id) end
   if not let_go(task) then

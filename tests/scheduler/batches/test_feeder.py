@@ -8,17 +8,17 @@ import pytest
 from msgspec.structs import replace
 
 from services.inference.scripts import Ending, Hand
-from services.scheduler.batches import feeder, feeding, gathering
+from services.scheduler.batches import feeder, feeding, gathering, work
 from services.scheduler.batches.feeder import Feeder
 from services.scheduler.batches.gathering import Gathering
 from services.scheduler.batches.items import Item
 from services.scheduler.batches.work import read_work
+from services.scheduler.metrics import BATCH_WAITS
 from services.scheduler.scripts import due
 from shared import keys
-from shared.batches import Batch, Batches, End, Status, file_id_of, move, new_id
+from shared.batches import Batch, Batches, End, Status, file_id_of, move, new_id, time_ms
 from shared.bus.client import Bus
 from shared.bus.connection import Arg, Reply
-from shared.clock import now_ms
 from shared.config import Config, Limits
 from shared.errors import MemoryFull, TenantFull
 from shared.lifecycle import State
@@ -28,7 +28,7 @@ from shared.request import Request
 from shared.submit import Submitted, Submitter
 from tests.support import batches, tasks
 from tests.support.batches import FAILS, Engine, Fate, MortalBus, fed, line, made, nothing_left, read_lines, tools
-from tests.support.waiting import wait_until
+from tests.support.waiting import TIMEOUT_S, wait_until
 
 LINES = [
     line(0),
@@ -43,6 +43,8 @@ LINES = [
 ]
 SAID = {"item-1": "told_to", None: "invalid_json_line", "item-3": "duplicate_custom_id", "item-12": "invalid_url"}
 DONE = [f"item-{n}" for n in (0, 3, *range(6, 12), 13)]
+MANY_BATCHES = pytest.mark.timeout(600)
+"""A batch for each step: seconds, and minutes on a machine that does much else."""
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +88,7 @@ async def test_output_has_each_line_once_in_the_shape_of_the_openai_api(bus: Bus
     assert errors[None]["error"]["line"] == 3
 
 
+@MANY_BATCHES
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 async def test_feeder_that_dies_at_any_step_is_followed_by_one_that_ends_the_batch(
     redis_url: str, tmp_path: Path, after: bool
@@ -107,6 +110,7 @@ async def test_feeder_that_dies_at_any_step_is_followed_by_one_that_ends_the_bat
     assert at > 12
 
 
+@MANY_BATCHES
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 async def test_connection_that_is_lost_at_any_step_is_waited_for(redis_url: str, tmp_path: Path, after: bool) -> None:
     lost, at = True, 0
@@ -182,8 +186,13 @@ async def test_full_redis_is_waited_for_while_what_has_ended_goes_to_the_files(
 async def test_task_that_was_refused_for_a_while_has_only_the_rest_of_the_window(
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waited_s: int, completed: int
 ) -> None:
-    shift_ms, told = 0, list[float]()
-    monkeypatch.setattr(feeding, "now_ms", lambda: now_ms() + shift_ms)
+    shift_ms, told, refused = 0, list[float](), set[str]()
+
+    async def shifted_ms(bus: Bus) -> int:
+        return await time_ms(bus) + shift_ms
+
+    for module in (feeder, work):
+        monkeypatch.setattr(module, "time_ms", shifted_ms)
     monkeypatch.setattr(feeding, "REFUSED_S", (0.0, 0.0))
     batch = await made(bus, tmp_path, [line(n) for n in range(6)], window_s=3600)
 
@@ -191,7 +200,8 @@ async def test_task_that_was_refused_for_a_while_has_only_the_rest_of_the_window
         async def submit(self, request: Request, task_id: str) -> Submitted:
             nonlocal shift_ms
             if not shift_ms:
-                shift_ms = waited_s * 1000
+                refused.add(task_id)
+                shift_ms = waited_s * 1000 if len(refused) == 6 else 0
                 raise TenantFull("acme", 1)
             told.append(request.task.expires_in_s)
             return await super().submit(request, task_id)
@@ -332,6 +342,111 @@ async def expire_all(bus: Bus) -> None:
         await bus.commands.call("HSET", tasks.SHARD.task(id.decode()), "deadline_ms", 1)
         await bus.commands.call("ZADD", tasks.SHARD.expiry, 1, id)
     await due(bus, tasks.SHARD, tasks.LIMITS)
+
+
+async def lose_input(bus: Bus, folder: Path, batch: Batch) -> None:
+    """The record of the file stays."""
+    (part,) = await bus.commands.call("ZRANGE", keys.file_parts(batch.input_file_id), 0, -1)
+    await batches.files(bus, folder).objects.delete(part.decode())
+
+
+async def test_batch_whose_input_the_store_has_lost_waits_for_it_until_its_window_ends(
+    bus: Bus, tmp_path: Path
+) -> None:
+    """It would never end: what is not there cannot be validated, and nobody gives it up."""
+    batch, kit = await made(bus, tmp_path, LINES), tools(bus, tmp_path)
+    await lose_input(bus, tmp_path, batch)
+    running = asyncio.create_task(Feeder(kit, batch.id, await batches.held(bus, batch.id), lambda: 8).run())
+    before = BATCH_WAITS.labels("store")._value.get()
+    await wait_until(lambda: BATCH_WAITS.labels("store")._value.get() > before, "it waits")
+    assert (await read(bus, batch)).status is Status.VALIDATING
+    await bus.commands.call("HSET", keys.batch(batch.id, "state"), "expires_at_ms", 1)
+    await asyncio.wait_for(running, TIMEOUT_S)
+    assert [fault.code for fault in (await read(bus, batch)).faults] == ["input_file_not_found"]
+
+
+async def test_batch_whose_input_the_store_has_lost_can_be_cancelled(bus: Bus, tmp_path: Path) -> None:
+    batch, engine, kit = await made(bus, tmp_path, [line(n) for n in range(30)]), Engine(bus), tools(bus, tmp_path)
+    feeding = Feeder(kit, batch.id, await batches.held(bus, batch.id), lambda: 8)
+    running = asyncio.create_task(feeding.run())
+    await wait_until(lambda: feeding.work is not None and len(feeding.work.numbers) == 8, "its window is full")
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await lose_input(bus, tmp_path, batch)
+    await cancelled(bus, batch)
+    engine.holds = True
+    await fed(bus, kit, batch.id, engine=engine)
+    after = await read(bus, batch)
+    assert (after.status, after.fed, after.total) == (Status.CANCELLED, 30, 30)
+    errors = batches.codes(await read_lines(bus, tmp_path, batch.id, "errors"))
+    assert errors == {f"item-{n}": "batch_cancelled" for n in range(8)} | {None: "input_file_not_found"}
+    assert (after.ended[End.CANCELLED], after.ended[End.FAILED]) == (8, 22)
+
+
+async def test_results_wait_to_be_gathered_for_longer_than_results_are_kept(bus: Bus, tmp_path: Path) -> None:
+    """A batch that waited for a place for longer told of answers that had been there, and were gone."""
+    batch, engine, kit = await made(bus, tmp_path, [line(0), line(1, FAILS)]), Engine(bus), tools(bus, tmp_path)
+    feeding = Feeder(kit, batch.id, await batches.held(bus, batch.id), lambda: 8)
+    running = asyncio.create_task(feeding.run())
+    await wait_until(lambda: feeding.work is not None and len(feeding.work.numbers) == 2, "its items are tasks")
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await engine.serve()
+    left_ms = [await tasks.ttl_ms(bus, tasks.SHARD.task(id)) for id in engine.ran]
+    assert tasks.LIMITS.results_kept_s * 1000 < 3_600_000 < min(left_ms) <= 3_600_000 + kit.batches.kept_ms
+    await fed(bus, kit, batch.id, engine=engine)
+    assert max([await tasks.ttl_ms(bus, tasks.SHARD.task(id)) for id in engine.ran]) <= gathering.KEPT_MS
+    assert (await read(bus, batch)).ended[End.COMPLETED] == 1
+
+
+async def test_item_whose_task_is_gone_ends_as_its_batch_was_asked_to(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cancel leaves a note where the task was, which is no end of it."""
+    monkeypatch.setattr(gathering, "SILENCE_S", 0.05)
+    batch = await made(bus, tmp_path, [line(n) for n in range(3)])
+
+    class Losing(Engine):
+        async def serve(self) -> None:
+            if int(await bus.commands.call("HGET", keys.batch(batch.id, "state"), "fed") or 0) == 3:
+                if not self.holds:
+                    self.holds = True
+                    await lose_tasks(bus)
+                    await cancelled(bus, batch)
+                await super().serve()
+
+    await fed(bus, tools(bus, tmp_path), batch.id, engine=Losing(bus))
+    errors = batches.codes(await read_lines(bus, tmp_path, batch.id, "errors"))
+    assert errors == {f"item-{n}": "batch_cancelled" for n in range(3)}
+
+
+async def test_full_redis_keeps_no_end_from_being_gathered_and_its_file_comes_when_there_is_room(
+    bus: Bus, tmp_path: Path
+) -> None:
+    """A file has places in indexes, which a full Redis refuses; and only what was gathered makes room. The batch ends when it has
+    its file, and not before: its segments would be taken for what a holder has left."""
+    batch, engine, kit = await made(bus, tmp_path, LINES[:1]), Engine(bus), tools(bus, tmp_path)
+    feeding = Feeder(kit, batch.id, await batches.held(bus, batch.id), lambda: 8)
+    running = asyncio.create_task(feeding.run())
+    await wait_until(lambda: feeding.work is not None and len(feeding.work.numbers) == 1, "its item is a task")
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await engine.serve()
+
+    waits = BATCH_WAITS.labels("redis")._value.get
+    feeding, before = Feeder(kit, batch.id, await batches.held(bus, batch.id), lambda: 8), waits()
+    await bus.commands.call("CONFIG", "SET", "maxmemory", 1)
+    try:
+        running = asyncio.create_task(feeding.run())
+        await wait_until(lambda: waits() > before, "it waits with its end")
+        assert (await read(bus, batch)).ended[End.COMPLETED] == 1
+        assert await tasks.ttl_ms(bus, tasks.SHARD.task(engine.ran[0])) <= gathering.KEPT_MS
+        assert await bus.commands.call("LLEN", keys.batch(batch.id, "unfiled")) == 1
+    finally:
+        await bus.commands.call("CONFIG", "SET", "maxmemory", 0)
+    await asyncio.wait_for(running, TIMEOUT_S)
+    assert (await read(bus, batch)).status is Status.COMPLETED
+    assert [said["custom_id"] for said in await read_lines(bus, tmp_path, batch.id, "output")] == ["item-0"]
 
 
 class Silent(Engine):
@@ -491,6 +606,11 @@ return #found > 0 and redis.call('DEL', unpack(KEYS)) or 0
 """
 
 
+async def lose_tasks(bus: Bus) -> int:
+    names = (tasks.SHARD.arrivals, tasks.SHARD.expiry, tasks.SHARD.waiting)
+    return int(await bus.commands.call("EVAL", LOSE, len(names), *names, tasks.SHARD.task("*")))
+
+
 async def test_task_that_redis_has_lost_is_submitted_again(
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,8 +622,7 @@ async def test_task_that_redis_has_lost_is_submitted_again(
 
         async def serve(self) -> None:
             if not self.lost:
-                names = (tasks.SHARD.arrivals, tasks.SHARD.expiry, tasks.SHARD.waiting)
-                self.lost = int(await bus.commands.call("EVAL", LOSE, len(names), *names, tasks.SHARD.task("*")))
+                self.lost = await lose_tasks(bus)
             await super().serve()
 
     await fed(bus, tools(bus, tmp_path), batch.id, engine=Losing(bus))
@@ -567,7 +686,8 @@ async def test_holder_that_lost_its_lease_writes_nothing_more(bus: Bus, tmp_path
     await whole(bus, tmp_path, batch)
 
 
-async def test_files_can_be_read_before_the_end(bus: Bus, tmp_path: Path) -> None:
+async def test_files_can_be_read_before_the_end(bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "SEGMENT_ITEMS", batches.CONFIG.limits.batch_window)
     batch = await made(bus, tmp_path, [line(n) for n in range(30)])
     seen: list[int] = []
 

@@ -2,24 +2,26 @@
 
 import asyncio
 import contextlib
+import time
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from services.scheduler.batches import feeder, holder
+from services.scheduler.batches import feeder, holder, scripts
 from services.scheduler.batches.holder import Holder
 from shared import keys
 from shared.batch_view import view
-from shared.batches import Batch, Batches, Status
+from shared.batches import Batch, Batches, End, Status
 from shared.bus.client import Bus
 from shared.clock import now_ms
 from shared.config import Limits
 from shared.errors import BusError
 from shared.messages import Delivery, decode_delivery, encode
+from tests.scheduler.batches.test_feeder import MANY_BATCHES
 from tests.support import batches, tasks
 from tests.support.batches import Engine, Fate, MortalBus, fed, line, made, nothing_left, tools
-from tests.support.waiting import wait_until
+from tests.support.waiting import TIMEOUT_S, wait_until
 
 LINES = [line(n) for n in range(20)]
 
@@ -83,7 +85,10 @@ async def test_batch_of_a_holder_that_was_killed_is_taken_when_its_lease_lapses(
 
 async def test_two_holders_share_many_batches_and_each_is_fed_once(bus: Bus, tmp_path: Path, engine: Engine) -> None:
     some = [await made(bus, tmp_path, LINES) for _ in range(6)]
-    holders = [Holder(tools(bus, tmp_path)) for _ in range(2)]
+    patient = replace(
+        batches.CONFIG, limits=Limits(batch_window=8, lease_s=60)
+    )  # no lease lapses, however slow this machine is
+    holders = [Holder(tools(bus, tmp_path, patient)) for _ in range(2)]
     running = [asyncio.create_task(each.run()) for each in holders]
     await ended(bus, engine, *some)
     for each in holders:
@@ -315,7 +320,11 @@ async def test_batch_that_waits_is_seen_by_a_scheduler_with_a_place_though_a_ful
 ) -> None:
     monkeypatch.setattr(holder, "MOST_HELD", 2)
     at_ms = now_ms()
-    monkeypatch.setattr(holder, "now_ms", lambda: at_ms)
+
+    async def time_ms(bus: Bus) -> int:
+        return at_ms
+
+    monkeypatch.setattr(holder, "time_ms", time_ms)
     config = replace(batches.CONFIG, limits=Limits(batch_window=8, lease_s=60))
     full, free = Holder(tools(bus, tmp_path, config)), Holder(tools(bus, tmp_path, config))
     some = [await made(bus, tmp_path, LINES, tenant=tenant) for tenant in ("a", "b")]
@@ -334,6 +343,41 @@ async def test_batch_that_waits_is_seen_by_a_scheduler_with_a_place_though_a_ful
     for each in (full, free):
         for batch_id in list(each._held):
             await each._let_go(batch_id)
+
+
+@pytest.mark.parametrize("days", [-20, 20])
+async def test_clock_of_a_scheduler_may_be_wrong_without_harm(
+    bus: Bus, tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    """Ahead of Redis', it would end what has time; behind it, it would not find what is due."""
+    batch, at_ns = await made(bus, tmp_path, LINES), time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: at_ns() + days * 24 * 3600 * 10**9)
+    running = asyncio.create_task((each := Holder(tools(bus, tmp_path))).run())
+    await ended(bus, engine, batch)
+    await each.stop()
+    await running
+    assert (await Batches(bus, 1).read(batch.id)).ended[End.COMPLETED] == 20
+
+
+async def test_leases_are_given_back_at_once_and_not_in_turn(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Redis is away each takes its patience: a scheduler with many batches would not stop in time."""
+    some = [await made(bus, tmp_path, LINES) for _ in range(3)]
+    running = asyncio.create_task((each := Holder(tools(bus, tmp_path))).run())
+    await wait_until(lambda: set(each._held) == {batch.id for batch in some}, "all are held")
+    together = asyncio.Barrier(3)
+
+    async def lease(bus: Bus, batch_id: str, nonce: str, lease_ms: int) -> str:
+        if not lease_ms:
+            await together.wait()
+        return await scripts.lease(bus, batch_id, nonce, lease_ms)
+
+    monkeypatch.setattr(holder, "lease", lease)
+    await each.stop()
+    await asyncio.wait_for(running, TIMEOUT_S)
+    owners = [await bus.commands.call("HGET", keys.batch(batch.id, "state"), "owner") for batch in some]
+    assert owners == [None] * 3
 
 
 async def test_batch_that_cannot_be_read_keeps_no_other_from_being_looked_at(bus: Bus, tmp_path: Path) -> None:
@@ -455,6 +499,7 @@ async def test_end_that_a_killed_scheduler_did_not_announce_is_announced_by_the_
     assert len(await announced(bus)) == 2
 
 
+@MANY_BATCHES
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 async def test_whatever_step_a_scheduler_dies_at_the_end_is_told_under_one_id(
     redis_url: str, tmp_path: Path, after: bool
