@@ -8,8 +8,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import msgspec
 import uvicorn
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp
 
 from shared.errors import ConfigError, HeadraceError
 from shared.parent import die_with_parent
+from shared.probes import Loop
 from shared.settings import DRAIN_S, CommonSettings, from_environment
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ CLOSING_S = 5
 """For calls to end whose connections were closed."""
 
 Settings = TypeVar("Settings", bound=CommonSettings)
+Made = TypeVar("Made")
 
 
 def main(service: str, kind: type[Settings], run: Callable[[Settings], Awaitable[None]]) -> None:
@@ -43,6 +46,7 @@ def main(service: str, kind: type[Settings], run: Callable[[Settings], Awaitable
     if settings.die_with_parent:
         die_with_parent()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until shared/reload.py listens
+    _end_at_once()
     log.info("settings: %s", settings.describe())
     try:
         uvloop.run(_run(run, settings))
@@ -61,6 +65,12 @@ def _complain(service: str, error: Exception, *, code: int) -> int:
     return code
 
 
+def _end_at_once() -> None:
+    """On SIGTERM, until `stop_requested`: nothing was begun. The first process of a container would not even be ended by it."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
 def stop_requested() -> asyncio.Event:
     """An event that SIGTERM or SIGINT sets."""
     stop, parent = asyncio.Event(), os.getppid()
@@ -74,6 +84,26 @@ def stop_requested() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     return stop
+
+
+async def unless_stopped(stop: asyncio.Event, *work: Coroutine[Any, Any, Made]) -> list[Made] | None:
+    """What each of `work` made; None: `stop` came first, and what was under way is cancelled. Raises: what they raise."""
+    doing, stopping = [asyncio.create_task(each) for each in work], asyncio.create_task(stop.wait())
+    done = asyncio.gather(*doing)
+    either: list[asyncio.Future[Any]] = [done, stopping]
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        return await done if done.done() else None
+    finally:
+        for task in (*doing, stopping):
+            task.cancel()
+        await asyncio.gather(done, *doing, stopping, return_exceptions=True)
+
+
+async def all_passed(loops: Sequence[Loop]) -> None:
+    """Return once each has made a pass."""
+    while any(loop.last_pass_s is None for loop in loops):
+        await asyncio.sleep(0.01)
 
 
 def announce_ready(settings: CommonSettings, service: str, url: str) -> None:
@@ -126,7 +156,17 @@ class HttpServer:
         self._server, self._drain_s = _Server(config), drain_s
         self._serving: asyncio.Task[None] | None = None
 
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
     async def start(self) -> None:
+        log.info("listening at %s", self.url)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="http")
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0.005)

@@ -5,11 +5,15 @@ from typing import Protocol
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.clock import monotonic_s
+from shared.errors import ErrorBody
+from shared.periodic import Periodic
 
 Check = Callable[[], str | None]
 """None when all is well, else the fault in one line."""
@@ -35,7 +39,10 @@ class Loop(Protocol):
 
 
 def passing(loop: Loop, *, stale_s: float = STALE_S) -> Check:
-    """A check on a read loop: it made a pass lately, and the last one had no fault."""
+    """A check on a read loop: it made a pass lately, and the last one had no fault. `stale_s`: beside its own pause."""
+
+    if isinstance(loop, Periodic):
+        stale_s += loop.interval_s
 
     def check() -> str | None:
         if loop.last_pass_s is None:
@@ -62,6 +69,31 @@ def probe_routes(*checks: Check) -> list[Route]:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
+
+
+class Door:
+    """A service's port. Until `open` it is alive and not ready, and whoever asks for more than that is told to come again."""
+
+    def __init__(self, waits_for: Check) -> None:
+        """`waits_for`: what it cannot start without."""
+        routes = probe_routes(lambda: waits_for() or "it is starting")
+        self._app: ASGIApp = Starlette(routes=[*routes, Mount("/", _come_again)])
+
+    def open(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+async def _come_again(scope: Scope, receive: Receive, send: Send) -> None:
+    """A WebSocket is answered with the same: in ASGI that is an extension, with names of its own."""
+    kind = scope["type"]
+    prefix = "websocket.http" if kind == "websocket" else kind
+    error = ErrorBody(message="This service is starting. Try again later.", type="server_error", code="starting")
+    headers = [(b"content-type", b"application/json"), (b"retry-after", b"2")]
+    await send({"type": f"{prefix}.response.start", "status": 503, "headers": headers})
+    await send({"type": f"{prefix}.response.body", "body": msgspec.json.encode({"error": error})})
 
 
 def _answer(status: int, word: str, faults: list[str]) -> Response:

@@ -28,6 +28,7 @@ class Answer:
         self.finished: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
         self._wants_chunks = chunks
         self._events: list[Chunks | Reset] = []
+        self._given = False
         self._news = asyncio.Event()
 
     @property
@@ -55,7 +56,7 @@ class Answer:
             self.served.on_event(event)
         if isinstance(event, Finished) and not self.finished.done():
             self.finished.set_result(event)
-        elif self._wants_chunks and isinstance(event, Chunks | Reset):
+        elif self._wants_chunks and isinstance(event, Chunks | Reset) and (self._given or isinstance(event, Chunks)):
             self._events.append(event)
         else:
             return
@@ -65,11 +66,12 @@ class Answer:
         pass
 
     async def next(self) -> list[Chunks | Reset]:
-        """The events since the last call, as soon as there are any; empty: the task has ended."""
+        """The events since the last call, as soon as there are any, the first of all being chunks; empty: the task has ended."""
         while not self._events and not self.finished.done():
             await self._news.wait()
             self._news.clear()
         events, self._events = self._events, []
+        self._given = self._given or bool(events)
         return events
 
 
@@ -92,6 +94,10 @@ class Waiting:
         else:
             self._subscription.open()
         return self.answer
+
+    def submitted(self) -> None:
+        """The task is; should Redis lose it, its client is not to wait for ever."""
+        self._subscription.exists()
 
     def __exit__(self, *_: object) -> None:
         metrics.WAITING.dec()

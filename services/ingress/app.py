@@ -30,12 +30,12 @@ from shared.errors import ErrorBody
 from shared.files import Files
 from shared.ids import new_nonce
 from shared.large import Large
-from shared.lifespan import HttpServer, announce_ready, stop_requested
+from shared.lifespan import HttpServer, announce_ready, stop_requested, unless_stopped
 from shared.messages import encode
 from shared.objects import Objects
 from shared.origins import origin_pattern
 from shared.periodic import Periodic
-from shared.probes import Loop, passing, probe_routes
+from shared.probes import Door, Loop, passing, probe_routes
 from shared.reload import watching
 from shared.routes import RESPONSES, ROUTES
 from shared.submit import Submitter
@@ -54,15 +54,23 @@ async def run(settings: Settings) -> None:
         attendance = Attendance(bus, Canceller(bus, deployment))
         attending = Periodic("the attendance", INTERVAL_S, attendance.renew)
         app = build(bus, deployment, settings, Tails(tails), attendance)
-        http = HttpServer(app, settings.host, settings.port, drain_s=settings.drain_s)
-        loops: list[Loop] = [*tails, attending, watching(deployment)]
+        await serve(settings, stop, bus, app, tails, [attending, watching(deployment)])
+
+
+async def serve(
+    settings: Settings, stop: asyncio.Event, bus: Bus, app: ASGIApp, tails: list[Tail], others: list[Loop]
+) -> None:
+    loops, door = [*tails, *others], Door(bus.fault)
+    async with HttpServer(door, settings.host, settings.port, drain_s=settings.drain_s) as http:
+        if await unless_stopped(stop, bus.reach()) is None:
+            return
         async with asyncio.TaskGroup() as tasks:
             for loop in loops:
                 tasks.create_task(loop.run())
-            await asyncio.gather(*(tail.joined.wait() for tail in tails))
-            await http.start()
-            announce_ready(settings, "ingress", http.url)
-            await stop.wait()
+            if await unless_stopped(stop, *(tail.joined.wait() for tail in tails)) is not None:
+                door.open(app)
+                announce_ready(settings, "ingress", http.url)
+                await stop.wait()
             await http.stop()
             await asyncio.gather(*(loop.stop() for loop in loops))
 

@@ -28,6 +28,7 @@ from shared.bus.client import Bus
 from shared.bus.streams import append
 from shared.config import Config
 from shared.errors import (
+    UNDECODABLE,
     BodyGone,
     BusError,
     DeadLetterNotFound,
@@ -244,7 +245,7 @@ class Dead:
         try:
             delivery = decode_delivery(letter.delivery)
             state = State(delivery.event.rpartition(".")[2])
-        except (msgspec.MsgspecError, ValueError):
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             raise InvalidRequest(f"The letter {letter.address} holds no event that can be read.", param="id") from None
         if (place := destination(self._config.policy, delivery.tenant, delivery.to)) is not None:
             await self._bus.commands.call("ZREM", WEBHOOKS_GONE, gone_mark(place))
@@ -281,5 +282,5 @@ def json_of(body: bytes) -> Raw:
     try:
         body.decode()
         return msgspec.json.decode(body, type=Raw) if body else NULL
-    except (UnicodeDecodeError, msgspec.DecodeError):
+    except UNDECODABLE:
         return Raw(encode(body.decode(errors="replace")))

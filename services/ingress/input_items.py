@@ -13,7 +13,7 @@ from starlette.types import Scope
 
 from services.ingress.http import query
 from services.ingress.tasks import page_limit
-from shared.errors import InvalidRequest
+from shared.errors import UNDECODABLE, InvalidRequest
 
 ORDERS = ("asc", "desc")
 MESSAGE = "message"
@@ -43,7 +43,7 @@ def whole(items: Sequence[Raw], task_id: str) -> list[dict[str, Any]]:
     for number, raw in enumerate(items):
         try:
             item = _item.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNDECODABLE:
             raise InvalidRequest(f"Item {number + 1} of the input is no object in UTF-8.", param="input") from None
         kind = item.setdefault("type", MESSAGE)
         if not isinstance(item.get("id"), str) or item["id"] in taken:

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.bus.client import Bus
+from shared.errors import UNDECODABLE
 from shared.keys import ShardKeys, shard_keys
 from shared.messages import Task, decode_task
 from shared.record import Attempt
@@ -175,12 +176,12 @@ _history = msgspec.json.Decoder(Attempt)
 def _attempts(lines: bytes) -> list[Attempt]:
     try:
         return _history.decode_lines(lines)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return []
 
 
 def _task(spec: bytes) -> Task | None:
     try:
         return decode_task(spec) if spec else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return None

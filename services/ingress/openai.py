@@ -16,11 +16,11 @@ from shared.bus.tail import Tails
 from shared.chunks import disassemble
 from shared.clock import monotonic_s
 from shared.config import Config
-from shared.errors import ErrorBody
+from shared.errors import ErrorBody, TaskNotFound
 from shared.ids import place_of
 from shared.large import Large
 from shared.lifecycle import State
-from shared.messages import Chunks, Finished, Reset, Response, Resumed
+from shared.messages import Chunks, Finished, Reset, Response
 from shared.payer import Payer
 from shared.reading import unknown_name
 from shared.request import Request
@@ -97,6 +97,7 @@ class OpenAI:
         with waiting as answer, self._attendance.hold(answer) if task.attached else nullcontext():
             if decided:
                 await self._submitter.submit(asked, task_id)
+                waiting.submitted()
             metrics.SUBMITTED.labels(asked.pool if decided else place_of(task_id).pool, task.lane).inc()
             with Presence(receive, answer.abandon):
                 if task.streamed:
@@ -129,21 +130,21 @@ class OpenAI:
         metrics.FIRST_BYTE.labels(route).observe(monotonic_s() - asked_at_s)
         headers = [*answer.served.headers(), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         await send(start(200, EVENT_STREAM, headers))
-        sent = 0
         while events:
             for event in events:
                 match event:
                     case Chunks():
-                        sent = event.last
                         frames = frames_of(route, map(bytes, event.chunks), after=after)
                         await send({"type": "http.response.body", "body": frames, "more_body": True})
-                    case Reset() if sent:
+                    case Reset():
                         await self._end(send, error_frames(route, BROKEN_OFF))
                         return
-                    case Reset() | Resumed():
-                        pass
             events = await answer.next()
-        finished = answer.finished.result()
+        try:
+            finished = answer.finished.result()
+        except TaskNotFound as error:  # Redis has lost it
+            await self._end(send, error_frames(route, error.body))
+            return
         failed = finished.error if finished.state is not State.COMPLETED else None
         await self._end(
             send, error_frames(route, failed) if failed is not None else DONE if ROUTES[route].done else b""

@@ -31,7 +31,7 @@ from shared.cancel import Canceller
 from shared.clock import monotonic_s
 from shared.config import Config
 from shared.discard import discard
-from shared.errors import InvalidRequest, ObjectMissing, ResponseNotFound
+from shared.errors import UNDECODABLE, InvalidRequest, ObjectMissing, ResponseNotFound
 from shared.ids import place_of, response_id, task_of_response
 from shared.keys import keys_of
 from shared.large import Large
@@ -141,7 +141,7 @@ class Responses:
         try:
             kept = await self._with_result(await self._with_body(kept))
             return [*items_of(kept.body), *_output.decode(kept.result).output]
-        except (InvalidRequest, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except (*UNDECODABLE, InvalidRequest):
             message = f"The input or the output of {response_id(former)} is no list of items, so it cannot be followed."
             raise InvalidRequest(message, param="previous_response_id") from None
 
@@ -250,7 +250,7 @@ def items_of(body: bytes) -> list[Raw]:
     """The input of a request as items. One that is no input at all is the engine's to refuse."""
     try:
         given = _input.decode(body).input
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         raise InvalidRequest("`input` is neither a string in UTF-8 nor a list of items.", param="input") from None
     return [Raw(encode({"role": "user", "content": given}))] if isinstance(given, str) else given
 
@@ -292,7 +292,7 @@ def _fields_of(body: bytes) -> dict[str, Any]:
     """None of a body that cannot be read: whoever took it in passed over the strings, and refusing it is the engine's."""
     try:
         return _any.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         return {}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import msgspec
 from msgspec import Struct
 
-from shared.errors import ErrorBody
+from shared.errors import UNDECODABLE, ErrorBody
 from shared.events import data_of, kind_of
 from shared.messages import encode
 from shared.routes import RESPONSES, ROUTES
@@ -41,7 +41,7 @@ def _named(chunk: bytes) -> bytes:
 def number_of(chunk: bytes) -> int:
     try:
         return _numbered.decode(chunk).sequence_number
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNDECODABLE:
         return -1
 
 
@@ -60,6 +60,6 @@ def typed(result: bytes) -> bytes:
     """An error, with its type beside it."""
     try:
         told = msgspec.json.decode(result, type=dict)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNDECODABLE:
         return result
     return result if "type" in told else encode({"type": "error", **told})

@@ -9,13 +9,13 @@ from collections.abc import AsyncGenerator
 import msgspec
 from msgspec import Struct
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser
 from starlette.types import Receive, Scope
 
 from services.ingress.http import ClientGone, header
-from shared.errors import FileTooLarge, InvalidRequest
+from shared.errors import UNDECODABLE, FileTooLarge, InvalidRequest
+from shared.forms import FORM, boundary_of, disposition
 
-FORM = "multipart/form-data"
 FIELD_BYTES = 4096
 """Of the value of one field: purposes and numbers."""
 FRAME_BYTES = 64 * 1024
@@ -31,9 +31,8 @@ class Form:
     def __init__(self, scope: Scope, receive: Receive, limit_bytes: int) -> None:
         """Raises: FileTooLarge, InvalidRequest."""
         content_type = header(scope, b"content-type")
-        kind, options = parse_options_header(content_type)
-        boundary = options.get(b"boundary", b"")
-        if kind.decode("latin-1") != FORM or not boundary:
+        boundary = boundary_of(content_type)
+        if content_type.partition(";")[0].strip().lower() != FORM or not boundary:
             raise InvalidRequest(
                 f"The header Content-Type is {content_type[:80]!r}; expected {FORM} with its boundary."
             )
@@ -47,8 +46,8 @@ class Form:
         self._beside = 0
         """Bytes that have come and are not the file's."""
         self._begun = self._ended = self._whole = False
-        self._name, self._header, self._said, self._value = "", b"", b"", bytearray()
-        self._in_file = False
+        self._name, self._header, self._said, self._value = "", bytearray(), bytearray(), bytearray()
+        self._in_file = self._told = False
         self._data: list[bytes] = []
         self._parser = _parser(boundary, self)
 
@@ -95,7 +94,7 @@ class Form:
     # -- what the parser calls
 
     def on_part_begin(self) -> None:
-        self._name, self._in_file = "", False
+        self._name, self._in_file, self._told = "", False, False
         self._value.clear()
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
@@ -106,11 +105,12 @@ class Form:
 
     def on_header_end(self) -> None:
         if self._header.lower() == b"content-disposition":
-            _, options = parse_options_header(self._said)
-            self._name = options.get(b"name", b"").decode(errors="replace")
+            options = disposition(bytes(self._said), again=self._told)
+            self._told, self._name = True, options.get(b"name", b"").decode(errors="replace")
             if b"filename" in options:
                 self._in_file, self.filename = True, options[b"filename"].decode(errors="replace")
-        self._header = self._said = b""
+        self._header.clear()
+        self._said.clear()
 
     def on_headers_finished(self) -> None:
         if self._in_file != (self._name == "file"):
@@ -224,6 +224,6 @@ class Lines:
             return f"it has {length} bytes, at most {self._longest} are allowed"
         try:
             _line.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             return str(error)
         return ""

@@ -19,10 +19,10 @@ from shared.bus.consume import Consumer
 from shared.bus.tail import Tail, Tails
 from shared.cancel import Canceller
 from shared.ids import new_nonce
-from shared.lifespan import HttpServer, announce_ready, stop_requested
+from shared.lifespan import HttpServer, announce_ready, stop_requested, unless_stopped
 from shared.origins import origin_pattern
 from shared.place import Outlooks
-from shared.probes import Loop, passing, probe_routes
+from shared.probes import Door, Loop, passing, probe_routes
 from shared.quota import Quotas
 from shared.reload import watching
 
@@ -55,26 +55,34 @@ async def run(settings: Settings) -> None:
         sockets = Sockets(bus, Tails(tails), line, canceller, settings, origins)
         events = Events(bus, Tails(tails), line, settings.heartbeat_s)
         others: list[Loop] = [*consumers, webhooks.consumer, webhooks.upkeep, line.refreshing(), watching(deployment)]
-        await serve(settings, stop, sockets, events, tails, others)
+        await serve(settings, stop, bus, sockets, events, tails, others)
 
 
 async def serve(
-    settings: Settings, stop: asyncio.Event, sockets: Sockets, events: Events, tails: list[Tail], others: list[Loop]
+    settings: Settings,
+    stop: asyncio.Event,
+    bus: Bus,
+    sockets: Sockets,
+    events: Events,
+    tails: list[Tail],
+    others: list[Loop],
 ) -> None:
-    loops: list[Loop] = [*tails, *others]
-    http = HttpServer(build(settings, sockets, events, loops), settings.host, settings.port, websockets=True,
-                      drain_s=settings.drain_s)  # fmt: skip
-    async with asyncio.TaskGroup() as tasks:
-        for loop in loops:
-            tasks.create_task(loop.run())
-        await asyncio.gather(*(tail.joined.wait() for tail in tails))
-        await http.start()
-        announce_ready(settings, "notifier", http.url)
-        await stop.wait()
-        events.stopping.set()
-        sockets.drain(DRAIN_SPREAD_MS)
-        await asyncio.gather(*(loop.stop() for loop in loops))
-        await http.stop()
+    loops, door = [*tails, *others], Door(bus.fault)
+    app = build(settings, sockets, events, loops)
+    async with HttpServer(door, settings.host, settings.port, websockets=True, drain_s=settings.drain_s) as http:
+        if await unless_stopped(stop, bus.reach()) is None:
+            return
+        async with asyncio.TaskGroup() as tasks:
+            for loop in loops:
+                tasks.create_task(loop.run())
+            if await unless_stopped(stop, *(tail.joined.wait() for tail in tails)) is not None:
+                door.open(app)
+                announce_ready(settings, "notifier", http.url)
+                await stop.wait()
+            events.stopping.set()
+            sockets.drain(DRAIN_SPREAD_MS)
+            await asyncio.gather(*(loop.stop() for loop in loops))
+            await http.stop()
 
 
 def build(settings: Settings, sockets: Sockets, events: Events, loops: list[Loop]) -> ASGIApp:

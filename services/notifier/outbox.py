@@ -39,8 +39,15 @@ class Outbox:
         return settle(entries, await asyncio.gather(*(self._carry_out(entry) for entry in entries)))
 
     async def _carry_out(self, entry: Entry) -> BusError | None:
-        """What kept us from it."""
-        task_id = entry.fields.get(b"t", b"").decode()
+        """What kept us from it. A fault of ours is told as a dead letter: raised, it would come again for ever, and hold up all."""
+        task_id = entry.fields.get(b"t", b"").decode(errors="replace")
+        try:
+            return await self._clear(task_id)
+        except Exception as error:
+            log.exception("the entry of %s cannot be dealt with", task_id)
+            return await self._bury(task_id, "", f"it cannot be dealt with: {error!r}")
+
+    async def _clear(self, task_id: str) -> BusError | None:
         try:
             *values, metered, used, result = await self._bus.bulk.call(
                 "HMGET", self._shard.task(task_id), *FIELDS, "metered", "used", "result"
@@ -55,10 +62,14 @@ class Outbox:
             return None
         left = [self._reply(task_id, record, result)] if record.task.reply_to else []
         if metered:
-            left.append(self._settle(task_id, record, int(used or 0)))
+            left.append(self._settle(task_id, record, used))
         if record.task.webhook:
             left.append(self._tell(task_id, record))
-        return next((error for error in await asyncio.gather(*left) if error is not None), None)
+        kept_from = await asyncio.gather(*left, return_exceptions=True)
+        for fault in kept_from:
+            if fault is not None and not isinstance(fault, BusError):
+                raise fault
+        return next((fault for fault in kept_from if isinstance(fault, BusError)), None)
 
     async def _reply(self, task_id: str, record: Record, result: bytes | None) -> BusError | None:
         try:
@@ -71,12 +82,12 @@ class Outbox:
             return error
         return None
 
-    async def _settle(self, task_id: str, record: Record, used: int) -> BusError | None:
+    async def _settle(self, task_id: str, record: Record, used: bytes | None) -> BusError | None:
         """A task that has not ended has been put here by a foreign hand: it is settled when it has."""
         if not record.state.terminal:
             return None
         try:
-            await self._quotas.settle(record.task.tenant, task_id, used)
+            await self._quotas.settle(record.task.tenant, task_id, int(used or 0))
             metrics.SETTLED.inc()
         except WrongKeyType as error:  # it never will be, and must not stop the others
             log.error("what %s has used cannot be charged: %s", task_id, error)

@@ -12,7 +12,6 @@ import re
 from enum import Enum
 from functools import partial
 
-import msgspec
 from msgspec import Raw
 from starlette.types import Receive, Scope, Send
 
@@ -27,7 +26,7 @@ from shared.bus.client import Bus
 from shared.bus.tail import Tails
 from shared.cancel import Canceller
 from shared.clock import monotonic_s, now_ms
-from shared.errors import BusError, InvalidRequest, InvalidTaskId
+from shared.errors import UNDECODABLE, BusError, InvalidRequest, InvalidTaskId
 from shared.ids import new_nonce, place_of
 
 log = logging.getLogger(__name__)
@@ -63,6 +62,8 @@ class Sockets:
         self.bus, self.tails, self.line, self.canceller, self.settings = bus, tails, line, canceller, settings
         self._origins = origins
         self._open: set[Socket] = set()
+        self._spread_ms: int | None = None
+        """Set once the replica drains."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         origin = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"), None)
@@ -72,6 +73,8 @@ class Sockets:
             return
         socket = Socket(self, scope, receive, send)
         self._open.add(socket)
+        if self._spread_ms is not None:  # the port is shut a moment later than the drain begins
+            self._send_away(socket, self._spread_ms)
         metrics.SOCKETS.inc()
         try:
             await socket.run()
@@ -81,8 +84,12 @@ class Sockets:
 
     def drain(self, spread_ms: int) -> None:
         """Ask every client to come back to another replica, spread over `spread_ms`."""
+        self._spread_ms = spread_ms
         for socket in self._open:
-            socket.end(Closing(Close.DRAIN, after_ms=random.randint(0, spread_ms)))
+            self._send_away(socket, spread_ms)
+
+    def _send_away(self, socket: "Socket", spread_ms: int) -> None:
+        socket.end(Closing(Close.DRAIN, after_ms=random.randint(0, spread_ms)))
 
 
 class Socket:
@@ -112,8 +119,8 @@ class Socket:
         try:
             await asyncio.wait([*parts, self._end], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for followed in self._followed.values():
-                followed.close()
+            for id in list(self._followed):
+                self._drop(id)
             for part in parts:
                 part.cancel()
             results = await asyncio.gather(*parts, return_exceptions=True)
@@ -152,7 +159,7 @@ class Socket:
                 raise Closing(Close.BAD_MESSAGE)
             try:
                 parts = frames.decode_frame(data)
-            except (msgspec.DecodeError, RecursionError):
+            except UNDECODABLE:
                 raise Closing(Close.BAD_MESSAGE) from None
             for part in parts:
                 self._on_part(part)
@@ -160,7 +167,7 @@ class Socket:
     def _on_part(self, part: Raw) -> None:
         try:
             message = frames.decode_message(part)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             self._complain(Err(code="bad_request", msg=str(error)))
             return
         if self._phase is Phase.GREETING and not isinstance(message, Hello):
@@ -217,9 +224,13 @@ class Socket:
         on_end = partial(self._drop_soon, sub.id)
         return follow_task(self._bus, self._tails, self._line, sub, self._outgoing.push, on_end=on_end)
 
-    def _drop_soon(self, id: int) -> None:
+    def _drop_soon(self, id: int, ended: Followed) -> None:
         """From inside a feed's own callback."""
-        asyncio.get_running_loop().call_soon(self._drop, id)
+        asyncio.get_running_loop().call_soon(self._drop_ended, id, ended)
+
+    def _drop_ended(self, id: int, ended: Followed) -> None:
+        if self._followed.get(id) is ended:  # the client may have given its number to another one meanwhile
+            self._drop(id)
 
     def _drop(self, id: int) -> None:
         followed = self._followed.pop(id, None)

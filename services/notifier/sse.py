@@ -7,6 +7,7 @@ Each message is an event: `event:` its kind, `id:` its cursor, `data:` the messa
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -35,8 +36,8 @@ class Events:
         try:
             sub = self._asked(request)
             await self._check_exists(sub.task)
-            outgoing, ended = Outgoing(), asyncio.Event()
-            feed = follow_task(self._bus, self._tails, self._line, sub, outgoing.push, on_end=ended.set)
+            outgoing = Outgoing()
+            feed = follow_task(self._bus, self._tails, self._line, sub, outgoing.push)
         except RequestError as error:
             return _refuse(error.status, error.body)
         except BusError as error:
@@ -72,25 +73,25 @@ class Events:
     async def _messages(self, outgoing: Outgoing) -> AsyncIterator[bytes]:
         """Until the end of the task, of the replica, or of the client's patience."""
         yield b"retry: 1000\n\n"
-        while not self.stopping.is_set():
-            taking = asyncio.ensure_future(outgoing.take())
-            stopping = asyncio.ensure_future(self.stopping.wait())
-            done, _ = await asyncio.wait(
-                [taking, stopping], timeout=self._heartbeat_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            stopping.cancel()
-            if taking not in done:
-                taking.cancel()
-                yield b": ping\n\n"
-                continue
-            try:
+        stopping, taking = asyncio.create_task(self.stopping.wait()), asyncio.create_task(outgoing.take())
+        either: list[asyncio.Task[Any]] = [taking, stopping]
+        try:
+            while not self.stopping.is_set():
+                await asyncio.wait(either, timeout=self._heartbeat_s, return_when=asyncio.FIRST_COMPLETED)
+                if not taking.done():
+                    yield b": ping\n\n"
+                    continue
                 messages = taking.result()
-            except TooSlow:
-                return
-            for message in messages:
-                yield encode(message)
-            if isinstance(messages[-1], Done | Fail | Err):
-                return
+                for message in messages:
+                    yield encode(message)
+                if isinstance(messages[-1], Done | Fail | Err):
+                    return
+                either[0] = taking = asyncio.create_task(outgoing.take())
+        except TooSlow:
+            return
+        finally:  # whoever leaves in the middle leaves nothing that waits for ever
+            for task in either:
+                task.cancel()
 
 
 def encode(message: Outbound) -> bytes:

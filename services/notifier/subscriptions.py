@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from services.notifier import metrics
@@ -27,6 +28,9 @@ REMEMBERED = 2 * SESSION_TASKS
 SEEN = "end"
 """Instead of a cursor: the client has seen the end of the task."""
 
+OnEnd = Callable[[Feed], None]
+"""Called by a feed when nothing more will come."""
+
 
 class Followed(Protocol):
     """Anything a client has subscribed to."""
@@ -36,7 +40,7 @@ class Followed(Protocol):
     def close(self) -> None: ...
 
 
-def follow_task(bus: Bus, tails: Tails, line: Line, sub: Sub, push: Push, *, on_end: "OnEnd") -> Feed:
+def follow_task(bus: Bus, tails: Tails, line: Line, sub: Sub, push: Push, *, on_end: OnEnd = lambda feed: None) -> Feed:
     """Raises: InvalidTaskId, InvalidRequest."""
     if not isinstance(sub.after, str):
         raise InvalidRequest("`after` of a task is its cursor, a string.", param="after")
@@ -44,11 +48,7 @@ def follow_task(bus: Bus, tails: Tails, line: Line, sub: Sub, push: Push, *, on_
     if tail is None:
         raise InvalidTaskId(sub.task)
     cursor = parse_cursor(sub.after)
-    return Feed(bus, tail, line, sub.task, push, id=sub.id, cursor=cursor, form=sub.form, on_end=lambda _: on_end())
-
-
-class OnEnd(Protocol):
-    def __call__(self) -> None: ...
+    return Feed(bus, tail, line, sub.task, push, id=sub.id, cursor=cursor, form=sub.form, on_end=on_end)
 
 
 class SessionFeed:
@@ -66,6 +66,8 @@ class SessionFeed:
         self._feeds: dict[str, Feed] = {}
         self._done = dict.fromkeys(task for task, cursor in given.items() if cursor == SEEN)
         self._looking: asyncio.Task[None] | None = None
+        self._missed = True
+        """What has come since the last look at the lists may not have been told here."""
 
     def open(self) -> None:
         metrics.SUBSCRIPTIONS.inc()
@@ -87,6 +89,7 @@ class SessionFeed:
         self._follow(task_id, event)
 
     def on_gap(self) -> None:
+        self._missed = True  # a look that is under way may have passed the place
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look_up())
 
@@ -119,7 +122,8 @@ class SessionFeed:
             del self._done[next(iter(self._done))]
 
     async def _look_up(self) -> None:
-        while True:
+        while self._missed:
+            self._missed = False
             try:
                 for tail in self._tails:
                     for task_id, state in await self._known(tail):
@@ -128,10 +132,10 @@ class SessionFeed:
                         self._follow(task_id)
             except BusError as error:
                 log.warning("cannot look up the session %s: %s", self._sub.session, error)
+                self._missed = True
                 await asyncio.sleep(0.5)
             else:
                 self._skip_ended = False  # what ends from here on is told, also after a gap
-                return
 
     async def _known(self, tail: Tail) -> list[tuple[str, State]]:
         """The session's tasks in a shard that still exist: those the client named, then the newest ones, oldest first."""

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from shared.bus.client import Bus
-from shared.errors import ErrorBody, HeadraceError
+from shared.errors import UNDECODABLE, ErrorBody, HeadraceError
 from shared.keys import keys_of
 from shared.lifecycle import Lane, State
 from shared.messages import NULL, Delivery, elsewhere, encode
@@ -120,7 +120,7 @@ def subject_of(delivery: Delivery) -> str:
     """What an event that is about no task is about, such as a batch; empty: its data has no id."""
     try:
         return msgspec.json.decode(delivery.data, type=Subject).id
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return ""
 
 

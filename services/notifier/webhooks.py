@@ -226,6 +226,11 @@ class Webhooks:
         except Unanswered as error:
             failed = True
             return Tried(Outcome.UNANSWERED, f"{place.shown}: {error}")
+        except BusError:
+            raise
+        except Exception:  # charged like any other try, or the entry would come again every few seconds for ever
+            log.exception("the delivery %s cannot be made", delivery.id)
+            return Tried(Outcome.UNANSWERED, f"{place.shown}: a fault of the notifier, which its log tells")
         finally:
             receiver.ends(failed=failed, wait_s=wait_s)
 
@@ -292,7 +297,7 @@ def read_delivery(entry: Entry) -> Delivery | None:
         if delivery.task:
             place_of(delivery.task)
             ended_as(delivery)
-    except (KeyError, ValueError, msgspec.MsgspecError, InvalidTaskId) as error:
+    except (KeyError, ValueError, msgspec.MsgspecError, RecursionError, InvalidTaskId) as error:
         log.error("the entry %s of %s is no delivery: %r", entry.id, keys.WEBHOOKS, error)
         return None
     return delivery

@@ -13,6 +13,7 @@ from services.ingress.app import build
 from services.ingress.attendance import Attendance
 from services.ingress.settings import Settings
 from services.scheduler.scripts import dispatch
+from shared.bus import subscription
 from shared.bus.client import Bus
 from shared.bus.tail import Tail, Tails
 from shared.cancel import Canceller
@@ -131,6 +132,18 @@ async def test_a_refusal_names_no_task(http: httpx.AsyncClient) -> None:
     answer = await http.post(ROUTE, json={**CHAT, "model": "gpt-9"})
     assert (answer.status_code, ours(answer)) == (404, {})
     assert "Served here: echo-1, echo-2, poet, chat." in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_whose_task_redis_has_lost_is_told(
+    http: httpx.AsyncClient, bus: Bus, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscription, "SILENT_S", 0.05)
+    asking = asyncio.create_task(http.post(ROUTE, json={**CHAT, "stream": stream}))
+    await wait_until(lambda: bus.commands.call("XLEN", tasks.SHARD.arrivals), "the task is submitted")
+    await bus.commands.call("FLUSHALL")
+    answer = await asking
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "task_not_found")
 
 
 # -- headers

@@ -1,16 +1,20 @@
 """Forms as they stream in, cut anywhere, and a look at the lines that go by."""
 
+import contextlib
 import itertools
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from python_multipart.multipart import parse_options_header
 from starlette.types import Message, Receive, Scope
 
 from services.ingress.http import ClientGone
 from services.ingress.uploads import FRAME_BYTES, MOST_FAULTS, Form, Lines
+from shared import forms
 from shared.errors import FileTooLarge, InvalidRequest
+from shared.forms import MOST_OPTIONS
 
 BOUNDARY = "frontier"
 LIMIT = 1000
@@ -110,6 +114,46 @@ async def test_a_file_over_the_limit_is_refused_by_its_announcement_and_by_what_
     with pytest.raises(FileTooLarge):
         await read(body(part("file", b"x" * (LIMIT + 1), "a")))
     assert len((await read(body(part("file", b"x" * LIMIT, "a"))))[1]) == LIMIT
+
+
+def saying(*dispositions: str) -> bytes:
+    lines = "\r\n".join(f"Content-Disposition: {said}" for said in dispositions)
+    return f"--{BOUNDARY}\r\n{lines}\r\n\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        saying("form-data" + ";" * 4000) * 15,
+        saying("form-data" + ';a="' * 1000) * 15,
+        saying("form-data" + ";" * MOST_OPTIONS) * 500,
+    ],
+    ids=["long headers", "with quotes", "many parts"],
+)
+async def test_what_headers_cost_is_in_proportion_to_their_bytes(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library takes the square of a header's semicolons."""
+    costs: list[int] = []
+
+    def counted(header: bytes | str) -> tuple[bytes, dict[bytes, bytes]]:
+        said = header if isinstance(header, bytes) else header.encode()
+        costs.append((1 + said.count(b";")) ** 2)
+        return parse_options_header(header)
+
+    monkeypatch.setattr(forms, "parse_options_header", counted)
+    with contextlib.suppress(InvalidRequest):
+        await read(sent, body(part("file", b"x", "a")))
+    assert sum(costs) <= (1 + MOST_OPTIONS) * len(sent)
+
+
+async def test_a_part_names_itself_once() -> None:
+    twice = saying('form-data; name="purpose"; filename="a"', 'form-data; name="purpose"')
+    with pytest.raises(InvalidRequest, match="two headers Content-Disposition"):
+        await read(twice, body(part("file", b"x", "a")))
+
+
+async def test_the_header_of_a_form_is_bounded_before_it_is_read() -> None:
+    with pytest.raises(InvalidRequest, match="Content-Type"):
+        Form(scope(content_type=f"multipart/form-data; boundary={BOUNDARY}{';' * 60_000}"), arriving(b""), LIMIT)
 
 
 @pytest.mark.parametrize("file_first", [False, True])

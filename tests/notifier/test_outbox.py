@@ -1,5 +1,7 @@
 """What leaves a shard: replies and settlements, each at least once, and an entry is done when both are."""
 
+import logging
+
 import msgspec
 import pytest
 from msgspec.structs import replace
@@ -99,6 +101,29 @@ async def test_an_entry_of_a_task_that_is_gone_is_done(bus: Bus, outbox: Outbox)
     await bus.commands.call("DEL", tasks.SHARD.task(task_id))
     assert len(await carry_out(bus, outbox)) == 1
     assert await bus.commands.call("EXISTS", keys.reply("orders")) == 0
+
+
+async def test_an_entry_that_cannot_be_dealt_with_is_a_dead_letter_and_holds_up_no_other(
+    bus: Bus, outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    broken, _ = await cancelled(bus, reply_to="orders"), await cancelled(bus, reply_to="orders")
+    await bus.commands.call("HSET", tasks.SHARD.task(broken), "used", "many")
+    assert len(await carry_out(bus, outbox)) == 2
+    [(_, letter)] = await tasks.entries(bus, tasks.SHARD.dead)
+    assert letter[b"t"].decode() == broken
+    assert b"it cannot be dealt with: ValueError" in letter[b"reason"]
+    assert len(await tasks.entries(bus, keys.reply("orders"))) == 2
+
+
+async def test_a_result_of_any_depth_is_replied(bus: Bus, outbox: Outbox) -> None:
+    owner = await tasks.worker(bus)
+    hand = await tasks.running(bus, owner, reply_to="orders")
+    deep = b'{"choices":[],"x":' + b"[" * 20_000 + b"]" * 20_000 + b"}"
+    assert await tasks.finish_one(bus, owner, replace(tasks.ending(hand, 1, 0), result=deep)) == "ok"
+    assert len(await carry_out(bus, outbox)) == 1
+    ((_, fields),) = await tasks.entries(bus, keys.reply("orders"))
+    assert deep in fields[b"reply"]
 
 
 async def told(bus: Bus) -> str:

@@ -1,5 +1,6 @@
 """The rules of one WebSocket: greeting, deadlines, refusals, and what a careless or silent client gets."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -8,19 +9,23 @@ from typing import Any
 
 import pytest
 import websockets
+from prometheus_client import REGISTRY
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
+from starlette.types import Message
 from websockets.asyncio.client import ClientConnection
 from websockets.typing import Subprotocol
 
+from services.notifier.feed import Feed
 from services.notifier.line import SELDOM, Line
 from services.notifier.settings import Settings
 from services.notifier.socket import Sockets
 from shared.bus.client import Bus
-from shared.bus.tail import Tails
+from shared.bus.tail import Tail, Tails
 from shared.cancel import Canceller
-from shared.lifecycle import Lane
+from shared.lifecycle import Lane, State
 from shared.lifespan import HttpServer
+from shared.messages import Finished
 from shared.origins import origin_pattern
 from shared.place import Outlooks
 from tests.support import tasks
@@ -31,16 +36,20 @@ from tests.support.waiting import wait_until
 HELLO = {"t": "hello", "v": 1}
 
 
+def door(bus: Bus, tail: Tail, *, canceller: Canceller | None = None, **settings: Any) -> Sockets:
+    chosen = Settings(**settings)
+    orders = canceller or Canceller(bus, tasks.CONFIG)
+    line = Line(Outlooks(bus, tasks.LIMITS))
+    return Sockets(bus, Tails([tail]), line, orders, chosen, origin_pattern(chosen.origins))
+
+
 @contextlib.asynccontextmanager
 async def serving(
     bus: Bus, *, canceller: Canceller | None = None, **settings: Any
 ) -> AsyncIterator[tuple[str, Sockets]]:
     """A notifier's WebSocket door, in this process."""
     async with tailing(bus) as tail:
-        chosen = Settings(**settings)
-        orders = canceller or Canceller(bus, tasks.CONFIG)
-        line = Line(Outlooks(bus, tasks.LIMITS))
-        sockets = Sockets(bus, Tails([tail]), line, orders, chosen, origin_pattern(chosen.origins))
+        sockets = door(bus, tail, canceller=canceller, **settings)
         http = HttpServer(Starlette(routes=[WebSocketRoute("/v1/ws", sockets)]), "127.0.0.1", 0, websockets=True)
         await http.start()
         yield f"ws{http.url.removeprefix('http')}/v1/ws", sockets
@@ -104,7 +113,7 @@ async def test_a_client_that_never_greets_is_let_go(bus: Bus) -> None:
 
 
 async def test_silence_is_broken_by_pings_and_a_client_that_answers_stays(bus: Bus) -> None:
-    async with serving(bus, heartbeat_s=0.1, hello_s=0.05) as (url, _), client(url, HELLO) as socket:
+    async with serving(bus, heartbeat_s=1, hello_s=1) as (url, _), client(url, HELLO) as socket:
         await messages(socket)
         for _ in range(3):
             [ping] = await messages(socket)
@@ -113,7 +122,7 @@ async def test_silence_is_broken_by_pings_and_a_client_that_answers_stays(bus: B
 
 
 async def test_a_client_that_answers_no_ping_is_let_go_and_may_come_back(bus: Bus) -> None:
-    async with serving(bus, heartbeat_s=0.1, hello_s=0.05) as (url, _), client(url, HELLO) as socket:
+    async with serving(bus, heartbeat_s=0.1, hello_s=1) as (url, _), client(url, HELLO) as socket:
         assert await bye_of(socket) == (4003, True)
 
 
@@ -122,6 +131,13 @@ async def test_a_draining_replica_sends_its_clients_away(bus: Bus) -> None:
         await messages(socket)
         sockets.drain(1000)
         assert await bye_of(socket) == (4001, True)
+
+
+async def test_a_client_that_comes_while_the_replica_drains_is_sent_away_too(bus: Bus) -> None:
+    async with serving(bus) as (url, sockets):
+        sockets.drain(1000)
+        async with client(url, HELLO) as socket:
+            assert await bye_of(socket) == (4001, True)
 
 
 async def test_unknown_messages_and_fields_are_ignored(bus: Bus) -> None:
@@ -323,3 +339,77 @@ async def test_a_page_of_another_origin_is_refused_before_it_is_heard(bus: Bus) 
         with pytest.raises(websockets.InvalidStatus, match="403"):
             async with client(url, HELLO, Origin="https://evil.example"):
                 pass
+
+
+# -- what comes together, in one turn of the event loop
+
+
+class Wire:
+    """A connection without a network: each turn is the test's."""
+
+    def __init__(self, sockets: Sockets) -> None:
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self.sent: list[dict[str, Any]] = []
+        self.say({"type": "websocket.connect"})
+        scope = {"type": "websocket", "headers": [], "subprotocols": []}
+        self.running = asyncio.create_task(sockets(scope, self._inbox.get, self._send))
+
+    async def _send(self, message: Any) -> None:
+        if message["type"] == "websocket.send":
+            self.sent += json.loads(message["text"])
+
+    def say(self, message: Message) -> None:
+        self._inbox.put_nowait(message)
+
+    def send(self, *messages: Any) -> None:
+        self.say({"type": "websocket.receive", "text": json.dumps(messages)})
+
+    def leave(self) -> None:
+        self.say({"type": "websocket.disconnect", "code": 1001})
+
+    def told(self, kind: str, id: int = 1) -> list[dict[str, Any]]:
+        return [message for message in self.sent if message["t"] == kind and message["id"] == id]
+
+
+async def followed(sockets: Sockets, task: str) -> tuple[Wire, Feed]:
+    """A client that is told of a task, as subscription 1."""
+    wire = Wire(sockets)
+    wire.send(HELLO, {"t": "sub", "id": 1, "task": task})
+    await wait_until(lambda: wire.told("live"), "it is told")
+    (socket,) = sockets._open
+    feed = socket._followed[1]
+    assert isinstance(feed, Feed)
+    return wire, feed
+
+
+def end(feed: Feed) -> None:
+    feed.on_event((1, 1), Finished(attempt=1, last=0, state=State.CANCELLED, status=499))
+
+
+async def test_a_number_that_is_given_again_in_the_moment_of_an_end_stays_with_its_new_owner(bus: Bus) -> None:
+    old, new = await tasks.admitted(bus), await tasks.admitted(bus)
+    async with tailing(bus) as tail:
+        wire, feed = await followed(door(bus, tail), old)
+        wire.send({"t": "unsub", "id": 1}, {"t": "sub", "id": 1, "task": new})
+        end(feed)
+        await wait_until(lambda: len(wire.told("live")) == 2, "the new one is told")
+        await Canceller(bus, tasks.CONFIG).cancel(new)
+        await wait_until(lambda: len(wire.told("fail")) == 2, "its end is told")
+        wire.leave()
+        await wire.running
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_client_that_leaves_in_the_moment_of_an_end_is_counted_out_once(bus: Bus, turns: int) -> None:
+    def counted() -> float | None:
+        return REGISTRY.get_sample_value("hr_push_subscriptions")
+
+    before = counted()
+    async with tailing(bus) as tail:
+        wire, feed = await followed(door(bus, tail), await tasks.admitted(bus))
+        wire.leave()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        end(feed)
+        await wire.running
+    assert counted() == before

@@ -40,6 +40,21 @@ async def test_a_waiting_task_tells_its_place_and_then_its_end(bus: Bus) -> None
     assert (told[-1]["t"], told[-1]["status"]) == ("fail", "cancelled")
 
 
+async def test_a_client_that_leaves_early_leaves_nothing_that_waits(bus: Bus) -> None:
+    """The fixture of the bus looks for tasks that are left."""
+    task = await tasks.admitted(bus)
+    async with tailing(bus) as tail:
+        events = Events(bus, Tails([tail]), Line(Outlooks(bus, tasks.LIMITS)), heartbeat_s=25)
+        http = HttpServer(Starlette(routes=[Route("/v1/tasks/{id}/events", events.endpoint)]), "127.0.0.1", 0)
+        await http.start()
+        async with httpx.AsyncClient(base_url=http.url) as client:
+            async with client.stream("GET", f"/v1/tasks/{task}/events") as answer:
+                async for line in answer.aiter_lines():
+                    if line == "event: live":
+                        break
+        await http.stop()
+
+
 def test_a_chunk_that_is_indented_is_in_one_event() -> None:
     chunk = Raw(b'{\r\n  "said": "a\\nb"\n}')
     kind, cursor, *data = encode(Data(id=1, c="0.0.1-0.1.1", f=1, n=1, chunks=[chunk])).decode().splitlines()
