@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from shared.errors import InvalidRequest
+from shared.errors import UNDECODABLE, InvalidRequest
 from shared.messages import Task
 from shared.policy import CacheRule, Policy
 from shared.routes import SPEECH
@@ -67,7 +67,7 @@ def key_for(policy: Policy, task: Task, body: bytes, said: str, kept_s: int) -> 
         deciding = _canonical.encode(
             {name: _plain(name, value) for name, value in asked.items() if name not in IRRELEVANT}
         )
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         if not said:  # it is refused elsewhere, or by the engine
             return None
         raise InvalidRequest(f"The body is not a JSON object: {error}", param="body") from None

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from shared.errors import UNDECODABLE
 from shared.events import Failed, message_events, message_of, response_events, response_of
 from shared.messages import NULL
 from shared.routes import CHAT, INVOCATIONS, ROUTES, Shape
@@ -75,7 +76,7 @@ def deltas(data: bytes) -> list[tuple[int, str]]:
     """The text that one chunk adds, per choice: (index, text). Empty for chunks of roles, tools, usage."""
     try:
         chunk = _chunk.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return []
     choices = chunk.choices
     if chunk.type in _TEXTS:
@@ -93,7 +94,7 @@ def texts(result: bytes) -> list[tuple[int, str]]:
     """The texts of a whole answer, per choice: (index, text)."""
     try:
         whole = _whole.decode(result)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return []
     choices = whole.choices
     if not choices:
@@ -154,7 +155,7 @@ def ending_of(result: bytes) -> Ending:
     """Of an answer whose shape is another one: nothing."""
     try:
         return _ending.decode(result)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return Ending()
 
 

@@ -46,7 +46,10 @@ HeadraceError
 import math
 from collections.abc import Sequence
 
-from msgspec import Struct
+from msgspec import DecodeError, Struct
+
+UNDECODABLE = (DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for what it cannot decode: no JSON, or another type; no UTF-8; nested some thousand deep."""
 
 
 class ErrorBody(Struct, frozen=True, kw_only=True):

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from shared.errors import UNDECODABLE
+
 Event = dict[str, Any]
 Cut = Callable[[str], list[str]]
 """A text, in the pieces that are told one by one."""
@@ -52,7 +54,7 @@ def kind_of(data: bytes) -> str:
     """The name of an event, from its JSON; empty: it has none."""
     try:
         return _kind.decode(data).type
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNDECODABLE:
         return ""
 
 

@@ -55,11 +55,7 @@ class _Reader:
     def on_header_end(self) -> None:
         """Raises: InvalidRequest."""
         if self._name.lower() == b"content-disposition":
-            if self._told or self._value.count(b";") > MOST_OPTIONS:
-                raise InvalidRequest(
-                    f"A part of the form has two headers Content-Disposition, or one with more than {MOST_OPTIONS} semicolons."
-                )
-            _, options = parse_options_header(self._value)
+            options = disposition(self._value, again=self._told)
             self._told, part = True, self.parts[-1]
             part.name = options.get(b"name", b"").decode(errors="replace")
             part.filename = options.get(b"filename", b"").decode(errors="replace")
@@ -81,7 +77,7 @@ class _Reader:
 
 def parts(body: bytes, content_type: str) -> list[Part]:
     """Raises: InvalidRequest."""
-    boundary = _boundary_of(content_type)
+    boundary = boundary_of(content_type)
     if not boundary:
         raise InvalidRequest(
             f"The content type of the form is {content_type[:80]!r}; expected {FORM} with its boundary,"
@@ -106,13 +102,22 @@ def parts(body: bytes, content_type: str) -> list[Part]:
     return reader.parts
 
 
+def disposition(value: bytes, *, again: bool) -> dict[bytes, bytes]:
+    """What a part says of itself. `again`: it has done so before. Raises: InvalidRequest."""
+    if again or value.count(b";") > MOST_OPTIONS:
+        raise InvalidRequest(
+            f"A part of the form has two headers Content-Disposition, or one with more than {MOST_OPTIONS} semicolons."
+        )
+    return parse_options_header(value)[1]
+
+
 def without_boundary(body: bytes, content_type: str) -> bytes:
     """What two tries of one request have in common: clients draw the boundary of a form anew for each."""
-    boundary = _boundary_of(content_type)
+    boundary = boundary_of(content_type)
     return body.replace(b"--" + boundary, b"--") if boundary else body
 
 
-def _boundary_of(content_type: str) -> bytes:
+def boundary_of(content_type: str) -> bytes:
     """Empty: it has none, or can be no header: an engine behind HTTP gets it as it is."""
     if len(content_type) > LONGEST_TYPE or not (content_type.isascii() and content_type.isprintable()):
         return b""

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from shared.errors import ErrorBody
+from shared.errors import UNDECODABLE, ErrorBody
 from shared.lifecycle import Lane, State
 
 JSON = "application/json"
@@ -274,7 +274,7 @@ def is_json_elsewhere(task_id: str, said: Raw) -> bool:
         return False
     try:
         place = _elsewhere.decode(said)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return False
     return place == elsewhere(task_id, place.bytes, JSON)
 

@@ -15,8 +15,8 @@ class Periodic:
     """Calls `work` at once and then every `interval_s`, until `stop`. Errors are told and waited out."""
 
     def __init__(self, name: str, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
-        self.name = name
-        self._interval_s, self._work = interval_s, work
+        self.name, self.interval_s = name, interval_s
+        self._work = work
         self._stopping, self._awake = asyncio.Event(), asyncio.Event()
         self.last_pass_s: float | None = None
         self.fault: str | None = None
@@ -31,7 +31,7 @@ class Periodic:
                 self.fault = f"{self.name}: {error}"
                 (log.warning if isinstance(error, BusError) else log.exception)("%s", self.fault)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._awake.wait(), self._interval_s)
+                await asyncio.wait_for(self._awake.wait(), self.interval_s)
 
     def wake(self) -> None:
         """Do not wait for the next time."""

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from shared.errors import UNDECODABLE
 from shared.routes import CHATS, COMPLETIONS, MESSAGES, RESPONSES, ROUTES
 
 BYTES_A_TOKEN = 4
@@ -136,7 +137,7 @@ def _prompt_of(route: str, body: bytes) -> Prompt:
     """Raises: RecursionError."""
     try:
         said = _decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNDECODABLE:
         return Prompt(len(body) // BYTES_A_TOKEN, 0)
     text, count = _Text(), 1
     if route == COMPLETIONS:
@@ -258,7 +259,7 @@ def _weigh(body: bytes) -> int:
         said = _inputs.decode(body)
     except msgspec.ValidationError:
         return len(body) // BYTES_A_TOKEN
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         return MEDIA_TOKENS  # a form with a file
     tokens = sum(_tokens_of(getattr(said, name)) for name in said.__struct_fields__)
     for one, many in _PAIRS:

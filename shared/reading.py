@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from shared.errors import InvalidRequest
+from shared.errors import UNDECODABLE, InvalidRequest
 
 
 def read(decoder: Any, data: bytes, shape: type[Struct] | None, *, prefix: str = "") -> Any:
@@ -15,7 +15,7 @@ def read(decoder: Any, data: bytes, shape: type[Struct] | None, *, prefix: str =
         return decoder.decode(data)
     except msgspec.ValidationError as error:
         raise explain(error, shape, prefix) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         where = f"`{prefix}`" if prefix else "The body"
         raise InvalidRequest(f"{where} is not valid JSON: {error}", param=prefix or None) from None
 

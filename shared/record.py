@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.bus.connection import Reply
-from shared.errors import HeadraceError
+from shared.errors import UNDECODABLE, HeadraceError
 from shared.lifecycle import State
 from shared.messages import Finished, Task, decode_event, decode_task
 
@@ -25,7 +25,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
     started_at_ms: int
     ended_at_ms: int
     why: str
-    """lost, engine_died, drained, redis_unreachable, out_of_step, unreadable; or the code of the error after which it was tried again."""
+    """lost, engine_died, drained, redis_unreachable, out_of_step, unreadable, broken; or the code of the error after which it was tried again."""
     last: int
     """Chunks published by then, by this attempt and those it went on from."""
 
@@ -86,5 +86,5 @@ def parse_record(values: Sequence[Reply]) -> Record | None:
             status=int(status or 0),
             finished=event if isinstance(event, Finished) else None,
         )
-    except (msgspec.DecodeError, ValueError, TypeError) as error:
+    except (*UNDECODABLE, ValueError, TypeError) as error:
         raise HeadraceError(f"the hash of the task holds what no script of Headrace writes: {error}") from None

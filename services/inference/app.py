@@ -16,13 +16,13 @@ from shared import config, keys
 from shared.bus.client import Bus
 from shared.bus.consume import Consumer
 from shared.config import Config, Pool
-from shared.errors import ConfigError, HeadraceError
+from shared.errors import BusError, ConfigError, HeadraceError
 from shared.ids import new_nonce
 from shared.keys import shard_keys
-from shared.lifespan import HttpServer, announce_ready, stop_requested
+from shared.lifespan import HttpServer, all_passed, announce_ready, stop_requested, unless_stopped
 from shared.objects import Objects
 from shared.periodic import Periodic
-from shared.probes import Check, Loop, passing, probe_routes
+from shared.probes import Check, Door, Loop, passing, probe_routes
 from shared.reload import watching
 
 log = logging.getLogger(__name__)
@@ -82,41 +82,43 @@ class Service:
         ]  # fmt: skip
 
     async def serve(self, settings: Settings, stop: asyncio.Event, reloading: Loop) -> None:
-        probes = Starlette(routes=probe_routes(*self._checks))
-        http = HttpServer(probes, settings.host, settings.port, drain_s=self._drain_s)
-        await http.start()
+        door = Door(self._bus.fault)
+        async with HttpServer(door, settings.host, settings.port, drain_s=self._drain_s) as http:
+            if await unless_stopped(stop, self._bus.reach()) is None:
+                return
+            door.open(Starlette(routes=probe_routes(*self._checks)))
+            await self._work(settings, stop, reloading, http.url)
+            handed_back = await retire(self._bus, self._owner, running=True)
+            log.info("stopped; %d tasks handed back", handed_back.handed_back)
+
+    async def _work(self, settings: Settings, stop: asyncio.Event, reloading: Loop, url: str) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._beating.run())
             tasks.create_task(reloading.run())
             checked = tasks.create_task(self._checking.run())
-            await _first_pass(self._beating, stop)
+            await unless_stopped(stop, all_passed([self._beating]))
             tasks.create_task(self._looking.run())
             reading = tasks.create_task(self._consumer.run())
-            await _first_pass(self._consumer, stop)
-            announce_ready(settings, "inference", http.url)
-            await first_of(stop, self.worker.died)
+            if await unless_stopped(stop, all_passed([self._consumer])) is not None:
+                announce_ready(settings, "inference", url)
+                await first_of(stop, self.worker.died)
             checked.cancel()  # it may be waiting for an engine that hangs
             await self._leave(reading)
             await reloading.stop()
             await self._looking.stop()
             await self._beating.stop()
-        handed_back = await retire(self._bus, self._owner, running=True)
-        log.info("stopped; %d tasks handed back", handed_back.handed_back)
-        await http.stop()
 
     async def _leave(self, reading: asyncio.Task[None]) -> None:
         """Take nothing new, hand back what has not started, finish what runs, within the time to drain."""
         self._beat.leaving = True
         await self._consumer.stop()
         await reading
-        await retire(self._bus, self._owner, running=False)
-        await self._beat.beat()
+        try:
+            await retire(self._bus, self._owner, running=False)
+            await self._beat.beat()
+        except BusError as error:  # what runs may end all the same; the rest is handed back behind it
+            log.warning("cannot hand back yet what has not started: %s", error)
         await self.worker.drain(0 if self.worker.died.is_set() else self._drain_s)
-
-
-async def _first_pass(loop: Loop, stop: asyncio.Event) -> None:
-    while loop.last_pass_s is None and not stop.is_set():
-        await asyncio.sleep(0.01)
 
 
 async def first_of(*events: asyncio.Event) -> None:

@@ -30,7 +30,7 @@ from services.inference.ending import (
 )
 from services.inference.engine import Answer
 from services.inference.room import UPSTREAM_OPEN, Room
-from services.inference.run import OUT_OF_STEP, UNREADABLE, Parting, Run
+from services.inference.run import BROKEN, OUT_OF_STEP, Parting, Run
 from services.inference.scripts import Ending, Hand, Owner, Release, finish, release
 from shared.bus.batch import Batcher
 from shared.bus.client import Bus
@@ -79,14 +79,12 @@ class Closing:
         await self._finish(run, self._conclude(run, answer))
 
     async def unread(self, run: Run, error: HeadraceError) -> None:
-        """Its body could not be read: the engine, which was not asked, is not to blame."""
+        """Its body could not be read: the engine, which was not asked, is not to blame. One that is gone leaves a dead letter at once:
+        whoever brings the store's content back can have it run again."""
         log.error("the body of %s cannot be read: %s", run.id, error)
         run.ending = True
         conclusion = self._conclude(run, unread(error))
-        if isinstance(error, ObjectMissing):
-            await self._finish(run, conclusion)
-        else:
-            await self._set_back(run, conclusion, STORE_PAUSE_S)
+        await self._set_back(run, conclusion, STORE_PAUSE_S, final=isinstance(error, ObjectMissing))
 
     async def give_up(self, run: Run, why: Parting) -> None:
         run.ending = True
@@ -95,10 +93,22 @@ class Closing:
         metrics.GIVEN_UP.labels(why.why, outcome).inc()
         log.info("gave up %s (%s): %s", run.id, why.why, outcome)
 
-    async def refuse(self, hand: Hand, published: int) -> None:
-        """A task that cannot even be read. Raises: BusError."""
-        outcome = await self._releases.add(untouched(hand, published, UNREADABLE))
-        metrics.GIVEN_UP.labels(UNREADABLE.why, outcome.partition(" ")[0]).inc()
+    async def abandon(self, run: Run) -> None:
+        """A fault that nobody has thought of: what is published stands, the rest cannot be told."""
+        run.ending = True
+        await self._emitter.settle(run)
+        await self.refuse(run.hand, run.published, BROKEN)
+
+    async def refuse(self, hand: Hand, published: int, why: Parting) -> str:
+        """Give a task up without anything of this run; answers the verdict of release.lua."""
+
+        def write() -> Awaitable[str]:
+            return self._releases.add(untouched(hand, published, why))
+
+        while (verdict := await self._repeated(hand.id, write)).startswith("gap"):
+            published = int(verdict[4:])
+        metrics.GIVEN_UP.labels(why.why, verdict).inc()
+        return verdict
 
     async def drain(self) -> None:
         await self._endings.drain()
@@ -119,8 +129,8 @@ class Closing:
             return conclusion
         return replace(conclusion, result=b"", stored=stored)
 
-    async def _set_back(self, run: Run, conclusion: Conclusion, least_s: float) -> None:
-        outcome = await self._last_word(run, self._releases.add, lambda: setback(run, conclusion, least_s))
+    async def _set_back(self, run: Run, conclusion: Conclusion, least_s: float, *, final: bool = False) -> None:
+        outcome = await self._last_word(run, self._releases.add, lambda: setback(run, conclusion, least_s, final=final))
         metrics.GIVEN_UP.labels(conclusion.reason, outcome).inc()
 
     async def _finish(self, run: Run, conclusion: Conclusion) -> None:
@@ -129,25 +139,27 @@ class Closing:
             metrics.RAN.labels(run.task.lane).observe(monotonic_s() - run.started_at_s)
 
     async def _last_word(self, run: Run, write: Callable[[End], Awaitable[str]], make: Callable[[], End]) -> str:
-        """Repeat a run's last write until Redis takes it, and it joins what is published; answers its verdict."""
+        """Repeat a run's last write until it joins what is published; answers its verdict."""
+        while (verdict := await self._repeated(run.id, lambda: write(make()))).startswith("gap"):
+            run.published = int(verdict[4:])
+            if run.published > run.last:
+                log.error("task %s has %d chunks published, this run made fewer", run.id, run.published)
+                return await self.refuse(run.hand, run.published, OUT_OF_STEP)
+        if verdict == "fenced":
+            metrics.FENCED.inc()
+        return verdict
+
+    async def _repeated(self, task_id: str, write: Callable[[], Awaitable[str]]) -> str:
+        """Until Redis takes it."""
         while True:
             try:
-                verdict = await write(make())
+                verdict = await write()
             except BusError as error:
-                log.error("the end of %s cannot be written: %s", run.id, error)
-                await asyncio.sleep(AGAIN_S)
-                continue
-            if verdict.startswith("gap"):
-                run.published = int(verdict[4:])
-                if run.published <= run.last:
-                    continue
-                log.error("task %s has %d chunks published, this run made fewer", run.id, run.published)
-                return await self._releases.add(untouched(run.hand, run.published, OUT_OF_STEP))
-            if not verdict.startswith("wrongtype"):
-                if verdict == "fenced":
-                    metrics.FENCED.inc()
-                return verdict
-            log.error("task %s waits to end: %s holds a type that is not Headrace's", run.id, verdict[10:])
+                log.error("the end of %s cannot be written: %s", task_id, error)
+            else:
+                if not verdict.startswith("wrongtype"):
+                    return verdict
+                log.error("task %s waits to end: %s holds a type that is not Headrace's", task_id, verdict[10:])
             await asyncio.sleep(AGAIN_S)
 
     def _conclude(self, run: Run, answer: Answer) -> Conclusion:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from services.inference.engine import Answer, Chunk
+from shared.errors import UNDECODABLE
 
 CREATED = re.compile(rb'"created(?:_at)?"\s*:\s*\d+')
 """The first one of a chunk is the time of the attempt; what an engine says of it stands before all that a model says."""
@@ -94,7 +95,7 @@ def dated(piece: PieceT, first: Chunk, own: str = "") -> PieceT:
 def _id(piece: Piece) -> str:
     try:
         return _named.decode(piece.data).id if isinstance(piece, Chunk) else ""
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return ""
 
 
@@ -111,7 +112,7 @@ def _bare(data: bytes) -> Any:
     are not computed again for what is dropped."""
     try:
         frame = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return data
     for name in ("created", "system_fingerprint", "metrics"):
         frame.pop(name, None)

@@ -10,6 +10,7 @@ from msgspec import Struct
 from services.inference.echo_body import Body, last_said, text_of, token, words
 from services.inference.engine import Answer, Call, CannotResume, Chunk
 from shared.clock import now_ms
+from shared.errors import UNDECODABLE
 from shared.events import Event, message_events, response_events
 from shared.ids import response_id
 from shared.routes import CHAT, COMPLETIONS, MESSAGES, RESPONSES
@@ -263,5 +264,5 @@ def _created(first: Chunk) -> int:
     """Raises: CannotResume."""
     try:
         return msgspec.json.decode(first.data, type=_Dated).created
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         raise CannotResume("the first chunk published is none of this engine's") from None

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 
 from services.inference import metrics
-from services.inference.run import Run
+from services.inference.run import BROKEN, FENCED, Parting, Run
 from services.inference.scripts import Emission, Owner, emit
 from shared.bus.client import Bus
 from shared.bus.script import MAX_BYTES, MAX_ITEMS
@@ -26,8 +26,9 @@ FLUSH_S = 0.03
 
 
 class Emitter:
-    def __init__(self, bus: Bus, owner: Owner, on_fenced: Callable[[Run], None]) -> None:
-        self._bus, self._owner, self._on_fenced = bus, owner, on_fenced
+    def __init__(self, bus: Bus, owner: Owner, stop: Callable[[str, Parting], None]) -> None:
+        """`stop`: breaks off the run of a task."""
+        self._bus, self._owner, self._stop = bus, owner, stop
         self._dirty: dict[str, Run] = {}
         self._flushing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -76,7 +77,12 @@ class Emitter:
         while self._dirty and len(taken) < MAX_ITEMS and size < MAX_BYTES:
             _, run = self._dirty.popitem()
             if run.unpublished and run.emitting is None:
-                emission = run.emission()
+                try:
+                    emission = run.emission()
+                except Exception:  # what the engine made is no chunk; the others of the flush must go on
+                    log.exception("the chunks of %s cannot be published", run.id)
+                    self._stop(run.id, BROKEN)
+                    continue
                 run.emitting = asyncio.get_running_loop().create_future()
                 taken.append((run, emission))
                 size += len(emission.event)
@@ -86,8 +92,9 @@ class Emitter:
         metrics.FLUSHED.observe(len(runs))
         try:
             verdicts = await emit(self._bus, self._owner, [emission for _, emission in runs])
-        except BusError as error:
-            log.error("cannot publish %d tasks, their leases decide: %s", len(runs), error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the ends of these runs wait for this
+            tell = log.error if isinstance(error, BusError) else log.exception
+            tell("cannot publish %d tasks, their leases decide: %s", len(runs), error)
             verdicts = ["unknown"] * len(runs)
         for (run, emission), verdict in zip(runs, verdicts, strict=True):
             if verdict == "ok":
@@ -95,7 +102,7 @@ class Emitter:
             elif verdict.startswith("gap"):
                 run.published = int(verdict[4:])
             elif verdict == "fenced":
-                self._on_fenced(run)
+                self._stop(run.id, FENCED)
             if run.emitting is not None:
                 run.emitting.set_result(None)
                 run.emitting = None

@@ -8,7 +8,7 @@ from services.inference.engine import Answer
 from services.inference.run import Parting, Run
 from services.inference.scripts import Ending, Hand, Release, jitter
 from shared.chunks import assemble, ending_of
-from shared.errors import ErrorBody, HeadraceError, NoObjectStore, ObjectMissing
+from shared.errors import UNDECODABLE, ErrorBody, HeadraceError, NoObjectStore, ObjectMissing
 from shared.lifecycle import State
 from shared.messages import INLINE_RESULT_BYTES, NULL, Finished, Stored, encode
 
@@ -142,13 +142,14 @@ def parting(run: Run, parting: Parting) -> Release:
     return Release(*tail(run, used(run)), parting.charge, parting.why, 0)
 
 
-def setback(run: Run, conclusion: Conclusion, least_s: float) -> Release:
+def setback(run: Run, conclusion: Conclusion, least_s: float, *, final: bool) -> Release:
     """The same for a failure that another try may mend, after `least_s` at the soonest; should this have been the last try,
-    it ends with `conclusion`."""
+    or be so (`final`), it ends with `conclusion`, as a dead letter."""
     end = ending(run, conclusion)
     made = tail(run, used(run))
     least_ms = int(least_s * 1000)
-    return Release(*made, "failure", conclusion.why, jitter(), end.status, end.result, end.finished, least_ms)
+    charge = "final" if final else "failure"
+    return Release(*made, charge, conclusion.why, jitter(), end.status, end.result, end.finished, least_ms)
 
 
 def untouched(hand: Hand, published: int, parting: Parting) -> Release:
@@ -168,7 +169,7 @@ def used(run: Run, usage: Raw = NULL) -> int:
     """Tokens of prompt and answer: as the engine counts them, else those of the chunks; 0: it counts none, and the scripts estimate."""
     try:
         counted: _Usage | None = _usage.decode(usage)
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         counted = None
     if counted is not None:
         return counted.used
@@ -181,7 +182,7 @@ def _failed(answer: Answer) -> Conclusion:
         error = _failure.decode(answer.body).error
     except msgspec.ValidationError:
         error = _reworded(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         answer = failure(f"The engine answered {answer.status} with something that is not an error in JSON.")
         error = _failure.decode(answer.body).error
     return Conclusion(status=answer.status, result=answer.body, error=error)

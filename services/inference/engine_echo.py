@@ -25,7 +25,7 @@ from services.inference.echo_answers import REPLIES, Reply
 from services.inference.echo_body import PLAIN, REFUSED, Body
 from services.inference.echo_media import Refused, make
 from services.inference.engine import Answer, Call, Capacity, Chunk, EngineDead
-from shared.errors import InvalidRequest
+from shared.errors import UNDECODABLE, InvalidRequest
 
 SLOTS = 256
 """Enough to hide a round trip to Redis at 5,000 tasks/s."""
@@ -125,7 +125,7 @@ class EchoEngine:
             if kind is None:
                 return self._make(call)
             asked = _bodies.decode(call.body)
-        except msgspec.DecodeError as error:  # wrong types too, and then with the field's path
+        except UNDECODABLE as error:  # wrong types too, and then with the field's path
             text, _, path = str(error).partition(" - at `$.")
             return _refuse(400, text, "Bad Request", f"body.{path.rstrip('`')}" if path else None)
         if asked.model not in (None, *self._names):

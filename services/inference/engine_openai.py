@@ -34,7 +34,7 @@ from services.inference.upstream_answer import Broken, Reading
 from services.inference.upstreams import Upstream, best
 from shared.clock import monotonic_s
 from shared.engine_options import OpenaiOptions
-from shared.errors import ConfigError, InvalidRequest
+from shared.errors import UNDECODABLE, ConfigError, InvalidRequest
 from shared.forms import field, parts, with_field
 from shared.lifecycle import Lane
 from shared.routes import other_than_json
@@ -133,7 +133,8 @@ class OpenaiEngine:
             while (upstream := best(self._upstreams)) is None:
                 self._freed.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._freed.wait(), LOOK_S)
+                    async with asyncio.timeout(LOOK_S):  # wait_for loses a cancellation of that moment
+                        await self._freed.wait()
             return upstream
         finally:
             self._waiting -= 1
@@ -221,7 +222,7 @@ def renamed(body: bytes, model: str, kept: Collection[str] = ()) -> bytes:
         fields = _fields.decode(body)
         if "model" not in fields or (kept and msgspec.json.decode(fields["model"]) in kept):
             return body
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return body  # the upstream says what is wrong with it
     return msgspec.json.encode({**fields, "model": model})
 

@@ -4,7 +4,7 @@ from msgspec.structs import astuple
 
 from services.inference import metrics
 from services.inference.engine import Engine
-from services.inference.run import Parting
+from services.inference.run import Parting, Run
 from services.inference.scripts import NO_SLOTS, Owner, Slots, beat
 from services.inference.worker import Worker
 from shared.bus.client import Bus
@@ -29,7 +29,7 @@ class Heartbeat:
 
     async def beat(self) -> None:
         """One beat. Raises: BusError."""
-        await self._beat([(run.id, run.hand.epoch) for run in self._worker.runs.values()])
+        await self._beat(list(self._worker.runs.values()))
 
     async def look(self) -> None:
         """At the engine; a beat without leases, which costs the same for any number of tasks, if there is more room or less.
@@ -40,7 +40,7 @@ class Heartbeat:
         if self.slots != self._announced:
             await self._beat([])
 
-    async def _beat(self, tasks: list[tuple[str, int]]) -> None:
+    async def _beat(self, runs: list[Run]) -> None:
         slots, capacity = self.slots, self._engine.capacity()
         announcement = Announcement(
             model=self._model,
@@ -54,9 +54,11 @@ class Heartbeat:
             preemptions=capacity.preemptions,
             breaker=self._worker.room.breaker or "",
         )
+        tasks = [(run.id, run.hand.epoch) for run in runs]
         stopped = await beat(self._bus, self._owner, slots, encode(announcement), tasks)
         self._announced = slots
-        for task_id, why in stopped.items():
-            self._worker.stop(task_id, Parting("none", why))
+        for run in runs:
+            if run.id in stopped and self._worker.runs.get(run.id) is run:  # and not another one, begun meanwhile
+                self._worker.stop(run.id, Parting("none", stopped[run.id]))
         for lane, most in zip(Lane, astuple(slots), strict=True):
             metrics.SLOTS.labels(lane).set(most)

@@ -16,8 +16,6 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import msgspec
-
 from services.inference.python_batches import Job
 from services.inference.python_frames import (
     Begun,
@@ -37,7 +35,7 @@ from services.inference.python_frames import (
 )
 from services.inference.python_output import log_lines
 from shared.engine_options import PythonOptions
-from shared.errors import HeadraceError
+from shared.errors import UNDECODABLE, HeadraceError
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +235,7 @@ class Process:
         try:
             while await self._read_one():
                 pass
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             log.error("%s says what it should not: %s", self.name, error)
 
     async def _read_one(self) -> bool:

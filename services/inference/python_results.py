@@ -20,7 +20,7 @@ from services.inference.python_frames import (
     file,
     frame,
 )
-from shared.errors import InvalidRequest
+from shared.errors import UNDECODABLE, InvalidRequest
 from shared.forms import parts
 
 MESSAGE_CHARS = 2000
@@ -39,7 +39,7 @@ def read_body(body: Body) -> Any:
     """What the callable is given; a Fault if the body is none."""
     try:
         return read_form(body) if body.content_type else with_files(msgspec.json.decode(body.data), body.files)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         return Fault(400, f"The body is not valid JSON: {error}", "invalid_request")
     except InvalidRequest as error:
         return Fault(400, str(error), error.code)

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from services.inference.continuing import CREATED, dated, same
 from services.inference.engine import Answer, Call, CannotResume, Chunk
+from shared.errors import UNDECODABLE
 from shared.request import CHAT, COMPLETIONS
 
 EXACT = {
@@ -82,7 +83,7 @@ def _unreplayable_call(call: Call) -> str:
         return f"answers of {call.route} are not continued"
     try:
         body = msgspec.json.decode(call.body, type=_Body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return "the body cannot be read"
     if body.echo:
         return "echo"

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 import msgspec
 
 from services.inference.engine import Answer, Chunk
+from shared.errors import UNDECODABLE
 from shared.ids import response_id
 from shared.messages import Response
 
@@ -40,7 +41,7 @@ def _changing(first: bytes, task_id: str, asked: Response | None) -> Callable[[b
     try:
         told = msgspec.json.decode(first, type=dict)
         id = (told.get("response") or told)["id"]
-    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError):
+    except (*UNDECODABLE, KeyError, TypeError):
         return lambda data: data
     if not (isinstance(id, str) and id):  # the items of a response may have none either
         return lambda data: data

@@ -11,6 +11,7 @@ from services.inference.engine import Chunk
 from services.inference.run import Fenced, Run
 from services.inference.scripts import Owner, rebase
 from shared.bus.client import Bus
+from shared.errors import UNDECODABLE
 from shared.messages import Chunks, Reset, Resumed, decode_event
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ async def restore(bus: Bus, owner: Owner, run: Run) -> None:
     """
     try:
         chunks = await read_chunks(bus, owner.shard.log(run.id))
-    except (msgspec.DecodeError, KeyError, ValueError) as error:
+    except (*UNDECODABLE, KeyError, ValueError) as error:
         log.error("the log of %s cannot be read: %s", run.id, error)
         chunks = []
     if len(chunks) == run.published:

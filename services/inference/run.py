@@ -25,6 +25,7 @@ ENGINE_DIED = Parting("crash", "engine_died")
 OUT_OF_STEP = Parting("none", "out_of_step")
 UNREACHABLE = Parting("none", "redis_unreachable")
 UNREADABLE = Parting("crash", "unreadable")
+BROKEN = Parting("crash", "broken")
 
 
 class Fenced(HeadraceError):

@@ -108,7 +108,7 @@ class Release(Tail, frozen=True):
     """The arguments of one task of `release.lua`, in its order."""
 
     charge: str
-    """`failure` (tried again after a pause, `failures` times), `crash` (at once, `crashes` times), or `none`."""
+    """`failure` (tried again after a pause, `failures` times), `final` (never again), `crash` (at once, `crashes` times), or `none`."""
     why: str
     share: int
     """Of the pause, per mille."""

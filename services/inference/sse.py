@@ -5,6 +5,7 @@ import re
 import msgspec
 
 from services.inference.engine import Answer
+from shared.errors import UNDECODABLE
 
 DONE = b"[DONE]"
 FAULT = re.compile(rb'\s*\{\s*"(?:error"\s*:|type"\s*:\s*"error")')
@@ -36,7 +37,7 @@ def fault_of(payload: bytes) -> Answer | None:
     """Of a frame that is known to tell of one; None: it does not, after all."""
     try:
         told = msgspec.json.decode(payload, type=dict)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNDECODABLE:
         return None
     error = told.get("error") or {name: told.get(name) for name in ("message", "code", "param")}
     if not isinstance(error, dict):

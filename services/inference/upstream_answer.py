@@ -18,7 +18,7 @@ from services.inference.ending import failure
 from services.inference.engine import Answer, Chunk
 from services.inference.sse import Frames, fault_of
 from shared.clock import now_ms
-from shared.errors import ErrorBody
+from shared.errors import UNDECODABLE, ErrorBody
 from shared.messages import encode
 from shared.routes import ROUTES, Route, Shape, other_than_json
 
@@ -144,7 +144,7 @@ class Reading:
         try:
             frame.decode()  # the decoder passes over strings that are not UTF-8
             told = _frame.decode(frame)
-        except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
+        except UNDECODABLE as wrong:
             raise Broken(f"{self._who} has sent a frame that is no JSON object: {wrong}.") from None
         error = told.error
         if error is UNSET or bytes(error) == b"null":
@@ -160,7 +160,7 @@ class Reading:
         try:
             body.decode()
             _raw.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
+        except UNDECODABLE as wrong:
             raise Broken(f"{self._who} answers {self._status} with a body that is not JSON: {wrong}.") from None
         return Answer(status=self._status, body=body)
 
@@ -169,7 +169,7 @@ class Reading:
         try:
             body.decode()
             _failure.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNDECODABLE:
             said, code = _said(body)
             what = said or f"{self._who} answers {status} with {self._type.partition(';')[0] or 'nothing'}."
             kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
@@ -211,7 +211,7 @@ def _said(body: bytes) -> tuple[str, str | int | None]:
     """Message and code of an error in any of the shapes that servers have, or nothing."""
     try:
         told: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return "", None
     if isinstance(told, list) and told:
         told = told[0]

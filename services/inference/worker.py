@@ -5,27 +5,30 @@
 A body that is too large for Redis is read from the object store before the engine runs.
 
 Invariants
-  - A task is in `runs` from its start to its end, and once: an entry that comes again for it is passed over. One of a later
-    epoch is another hand-out: the task was taken from this worker, or given up by it, and has come back before the run was over
-    here. It starts as soon as that is.
+  - A task is in `runs` from its start to its end, and once: its entry, should it come again, is passed over. Another entry is
+    another hand-out: the task was taken from this worker, or given up by it, and has come back before the run was over here. It
+    is looked at as soon as that is.
+  - An entry is a slot that is taken, so none may be lost sight of. Nothing here has to keep that in mind: an entry that is in no
+    run comes again until it is cleared (shared/bus/consume.py), and start.lua knows what is to be done with it. So whatever
+    fails beside a run is told and left: a Redis that has forgotten a start, a key of another type, a fault of our own.
   - The fence travels with every write. Whoever answers 'fenced' ends the run here: somebody else has the task.
   - A run ends in one of two ways, each one script: finished, or given up (told to stop, drained, engine dead, to be tried
     again). Both take along what was not published yet, and clear the work entry, and with it the slot.
   - If Redis cannot be reached for either, the run waits until it can, and the lease decides who has the task by then.
 
-Rejected: acknowledging after finish in a call of its own (a crash between the two runs the task again for nothing).
+Rejected: acknowledging after finish in a call of its own (a crash between the two runs the task again for nothing). A list in
+each beat of the entries that the worker holds, for the scheduler to take back the others: what is on its way to a worker is in no
+such list either, and the worker can start what a scheduler could only give to others.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import ParamSpec
-
-import msgspec
+from functools import partial
 
 from services.inference import metrics
-from services.inference.closing import AGAIN_S, Closing
+from services.inference.closing import Closing
 from services.inference.continuing import Base, going_on, made_anew
 from services.inference.emitter import Emitter
 from services.inference.ending import failure
@@ -33,14 +36,14 @@ from services.inference.engine import Answer, Call, CannotResume, Chunk, Engine,
 from services.inference.responding import as_ours
 from services.inference.restoring import restore, tell
 from services.inference.room import UPSTREAM_OPEN, Room
-from services.inference.run import DRAINED, ENGINE_DIED, FENCED, UNREACHABLE, Fenced, Parting, Run
+from services.inference.run import DRAINED, ENGINE_DIED, FENCED, UNREACHABLE, UNREADABLE, Fenced, Parting, Run
 from services.inference.scripts import Hand, Owner, Running, start
 from shared.bus.client import Bus
 from shared.bus.consume import Entry
 from shared.bus.script import MAX_ITEMS
 from shared.clock import monotonic_s
 from shared.config import Config
-from shared.errors import BusError, NoObjectStore, ObjectMissing, StoreUnavailable
+from shared.errors import UNDECODABLE, BusError, NoObjectStore, ObjectMissing, StoreUnavailable
 from shared.files import Files
 from shared.large import Large
 from shared.lifecycle import Lane
@@ -51,8 +54,6 @@ log = logging.getLogger(__name__)
 
 LAST_WORDS_S = 10.0
 """For handing back what is not done, after the time to drain."""
-
-P = ParamSpec("P")
 
 
 class Worker:
@@ -65,10 +66,10 @@ class Worker:
         self.runs: dict[str, Run] = {}
         self.died = asyncio.Event()
         """Set when the engine has died: nothing more can run here."""
-        self._emitter = Emitter(bus, owner, lambda run: self.stop(run.id, FENCED))
+        self._emitter = Emitter(bus, owner, self.stop)
         self._closing = Closing(bus, owner, self._emitter, self.room, self._large)
-        self._aside: set[asyncio.Task[None]] = set()
-        """Work of no run: tasks that cannot start yet, or not at all."""
+        self._aside: dict[bytes, asyncio.Task[None]] = {}
+        """Work of no run, by entry: tasks that cannot start yet, or not at all."""
 
     async def on_work(self, entries: list[Entry]) -> Sequence[bytes]:
         """Take what was handed to this worker. The scripts clear hands, so only other entries are named as done."""
@@ -97,7 +98,9 @@ class Worker:
             self.died.set()
 
     async def drain(self, timeout_s: float) -> None:
-        """Let what runs end; what does not within `timeout_s` is given up with all it has made."""
+        """Let what runs end; what does not within `timeout_s` is given up with all it has made. Nothing begins any more."""
+        for task in self._aside.values():
+            task.cancel()
         working = [run.working for run in self.runs.values() if run.working is not None]
         if working:
             _, late = await asyncio.wait(working, timeout=timeout_s)
@@ -105,9 +108,8 @@ class Worker:
                 self.stop(task_id, ENGINE_DIED if self.died.is_set() else DRAINED)
             if late:
                 _, silent = await asyncio.wait(late, timeout=LAST_WORDS_S)
-                self._aside |= silent
-        for task in list(self._aside):
-            task.cancel()
+                for task in silent:
+                    task.cancel()
         await self._emitter.stop()
         await self._closing.drain()
 
@@ -123,14 +125,19 @@ class Worker:
                     self.stop(id, Parting("none", entry.fields[b"stop"].decode()))
                     done.append(entry.id)
                 else:
-                    hand, held = Hand(id, int(entry.fields[b"e"]), entry.id), self.runs.get(id)
-                    if held is None:
+                    hand = Hand(id, int(entry.fields[b"e"]), entry.id)
+                    if not self._is_running(hand) and hand.entry not in self._aside:
                         hands.append(hand)
-                    elif hand.epoch > held.hand.epoch:
-                        self._do_aside(self._start_behind, held, hand)
             except (KeyError, ValueError):
                 done.append(entry.id)
         return hands, done
+
+    def _is_running(self, hand: Hand) -> bool:
+        """Whether its task runs. If that is of another hand-out, this one is put behind it."""
+        held = self.runs.get(hand.id)
+        if held is not None and held.hand.entry != hand.entry:
+            self._do_aside(hand, partial(self._start_behind, held, hand))
+        return held is not None
 
     async def _start(self, hands: list[Hand]) -> None:
         for hand, verdict in zip(hands, await start(self._bus, self._owner, hands), strict=True):
@@ -138,26 +145,22 @@ class Worker:
                 self._begin(hand, verdict)
             elif verdict != "stale":
                 log.error("task %s cannot start: %s holds a type that is not Headrace's", hand.id, verdict)
-                self._do_aside(self._start_later, hand)
 
     async def _start_behind(self, held: Run, hand: Hand) -> None:
-        self.stop(held.id, FENCED)
+        if hand.epoch > held.hand.epoch:
+            self.stop(held.id, FENCED)
         if held.working is not None:
             await asyncio.wait([held.working])
         await self._start([hand])
 
-    async def _start_later(self, hand: Hand) -> None:
-        await asyncio.sleep(AGAIN_S)
-        await self._start([hand])
-
     def _begin(self, hand: Hand, running: Running) -> None:
-        if hand.id in self.runs:
+        if self._is_running(hand):
             return
         try:
             run = Run(hand, running)
-        except msgspec.DecodeError as error:  # written over by somebody else; the others of the batch must go on
+        except UNDECODABLE as error:  # it is written over; the others must go on
             log.error("task %s cannot be read: %s", hand.id, error)
-            self._do_aside(self._closing.refuse, hand, running.published)
+            self._do_aside(hand, partial(self._closing.refuse, hand, running.published, UNREADABLE))
             return
         self.runs[run.id] = run
         metrics.RUNNING.set(len(self.runs))
@@ -165,18 +168,20 @@ class Worker:
         metrics.observe_eta(run.task, running)
         run.working = asyncio.create_task(self._work(run))
 
-    def _do_aside(self, work: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
-        async def repeated() -> None:
-            while True:
-                try:
-                    return await work(*args, **kwargs)
-                except BusError as error:
-                    log.error("a task must wait: %s", error)
-                    await asyncio.sleep(AGAIN_S)
+    def _do_aside(self, hand: Hand, work: Callable[[], Awaitable[object]]) -> None:
+        """Unless something is done with the entry already. Should it fail, the entry comes again."""
 
-        task = asyncio.create_task(repeated())
-        self._aside.add(task)
-        task.add_done_callback(self._aside.discard)
+        async def guarded() -> None:
+            try:
+                await work()
+            except BusError as error:
+                log.error("%s must wait: %s", hand.id, error)
+            except Exception:
+                log.exception("%s must wait", hand.id)
+
+        if hand.entry not in self._aside:
+            task = self._aside[hand.entry] = asyncio.create_task(guarded())
+            task.add_done_callback(lambda _: self._aside.pop(hand.entry))
 
     # -- one task
 
@@ -187,6 +192,9 @@ class Worker:
             else:
                 self.room.began(run.id, run.task.lane)
                 await self._run(run)
+        except Exception:
+            log.exception("the run of %s is broken", run.id)
+            await self._closing.abandon(run)
         finally:
             self.room.left(run.id)
             del self.runs[run.id]

@@ -31,10 +31,10 @@ from shared.errors import BusError, ConfigError
 from shared.files import Files
 from shared.ids import new_nonce
 from shared.keys import shard_keys
-from shared.lifespan import HttpServer, announce_ready, stop_requested
+from shared.lifespan import HttpServer, all_passed, announce_ready, stop_requested, unless_stopped
 from shared.objects import Objects
 from shared.periodic import Periodic
-from shared.probes import Loop, passing, probe_routes
+from shared.probes import Door, Loop, passing, probe_routes
 from shared.reload import watching
 from shared.submit import Submitter
 
@@ -48,33 +48,41 @@ async def run(settings: Settings) -> None:
     deployment = config.load(settings.config)
     replica = f"scheduler-{new_nonce()}"
     async with Bus(settings.redis_url, name=replica, safety=deployment) as bus:
-        start = await prepared(bus, deployment, stop)
-        if start is None:
-            return
-        loops: list[Loop] = []
-        for (pool, shard), partitions in start.shards.items():
-            place = shard_keys(pool, shard)
-            intake = Intake(bus, place, deployment)
-            tidy = Housekeeping(bus, place, deployment, partitions, intake).tidy
-            loops += [
-                consumer(bus, replica, place.arrivals, keys.SCHEDULER, intake.on_arrivals, ARRIVALS_PER_READ),
-                Periodic(f"housekeeping of {place.tag}", INTERVAL_S, tidy),
-            ]
-        objects = Objects(settings.objects_url) if settings.objects_url else None
-        submitter = Submitter(bus, deployment, objects)
+        door = Door(bus.fault)
+        async with HttpServer(door, settings.host, settings.port, drain_s=settings.drain_s) as http:
+            started = await unless_stopped(stop, prepared(bus, deployment))
+            if started is not None:
+                loops = working(bus, deployment, settings, replica, *started)
+                door.open(Starlette(routes=probe_routes(*map(passing, loops))))
+                await serve(settings, stop, http, loops)
+
+
+def working(bus: Bus, deployment: Config, settings: Settings, replica: str, start: "Start") -> list[Loop]:
+    """All that a scheduler does."""
+    loops: list[Loop] = []
+    for (pool, shard), partitions in start.shards.items():
+        place = shard_keys(pool, shard)
+        intake = Intake(bus, place, deployment)
+        tidy = Housekeeping(bus, place, deployment, partitions, intake).tidy
         loops += [
-            Doors(bus, deployment, submitter, replica),
-            Periodic("the sweep of the quotas", SWEEP_S, QuotaSweep(bus, deployment).look),
-            watching(deployment, start.terms.write),
+            consumer(bus, replica, place.arrivals, keys.SCHEDULER, intake.on_arrivals, ARRIVALS_PER_READ),
+            Periodic(f"housekeeping of {place.tag}", INTERVAL_S, tidy),
         ]
-        if objects is not None:
-            files = Files(bus, objects, deployment.limits.files_kept_s)
-            loops += [
-                batches(bus, deployment, files, submitter),
-                Periodic("the sweep of the files", FILES_SWEEP_S, FileSweep(bus, files).look),
-                Periodic("the sweep of the objects", OBJECTS_SWEEP_S, ObjectSweep(bus, objects).look),
-            ]
-        await serve(settings, stop, loops)
+    objects = Objects(settings.objects_url) if settings.objects_url else None
+    submitter = Submitter(bus, deployment, objects)
+    loops += [
+        Doors(bus, deployment, submitter, replica),
+        Periodic("the sweep of the quotas", SWEEP_S, QuotaSweep(bus, deployment).look),
+        watching(deployment, start.terms.write),
+    ]
+    if objects is not None:
+        files = Files(bus, objects, deployment.limits.files_kept_s)
+        loops += [
+            batches(bus, deployment, files, submitter),
+            Periodic("the sweep of the files", FILES_SWEEP_S, FileSweep(bus, files).look),
+            Periodic("the sweep of the objects", OBJECTS_SWEEP_S, ObjectSweep(bus, objects).look),
+        ]
+    return loops
 
 
 def batches(bus: Bus, deployment: Config, files: Files, submitter: Submitter) -> Holder:
@@ -87,20 +95,14 @@ def consumer(bus: Bus, replica: str, stream: str, group: str, handle: Handler, c
     return Consumer(bus, stream=stream, group=group, name=replica, handle=handle, count=count)
 
 
-async def serve(settings: Settings, stop: asyncio.Event, loops: list[Loop]) -> None:
-    http = HttpServer(
-        Starlette(routes=probe_routes(*map(passing, loops))), settings.host, settings.port, drain_s=settings.drain_s
-    )
-    await http.start()
+async def serve(settings: Settings, stop: asyncio.Event, http: HttpServer, loops: list[Loop]) -> None:
     async with asyncio.TaskGroup() as tasks:
         for loop in loops:
             tasks.create_task(loop.run())
-        while not stop.is_set() and any(loop.last_pass_s is None for loop in loops):
-            await asyncio.sleep(0.01)
-        announce_ready(settings, "scheduler", http.url)
-        await stop.wait()
+        if await unless_stopped(stop, all_passed(loops)) is not None:
+            announce_ready(settings, "scheduler", http.url)
+            await stop.wait()
         await asyncio.gather(*(loop.stop() for loop in loops))
-    await http.stop()
 
 
 class Start(Struct, frozen=True):
@@ -109,12 +111,13 @@ class Start(Struct, frozen=True):
     terms: Terms
 
 
-async def prepared(bus: Bus, deployment: Config, stop: asyncio.Event) -> Start | None:
-    """What must be in Redis before a loop may run. Its errors are told and waited out, as the loops do; None: `stop` came first.
+async def prepared(bus: Bus, deployment: Config) -> Start:
+    """What must be in Redis before a loop may run. Its errors are told and waited out, as the loops do.
 
-    Raises: ConfigError, as register_shards.
+    Raises: ConfigError, as register_shards and Bus.reach.
     """
-    while not stop.is_set():
+    await bus.reach()
+    while True:
         try:
             shards = await register_shards(bus, deployment)
             terms = Terms(bus, deployment, [shard_keys(*shard) for shard in shards])
@@ -124,7 +127,6 @@ async def prepared(bus: Bus, deployment: Config, stop: asyncio.Event) -> Start |
             await asyncio.sleep(random.uniform(*PAUSE_S))
         else:
             return Start(shards, terms)
-    return None
 
 
 async def register_shards(bus: Bus, deployment: Config) -> dict[tuple[str, int], int]:

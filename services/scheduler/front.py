@@ -30,6 +30,7 @@ from shared.cancel import Canceller
 from shared.clock import now_ms
 from shared.config import Config
 from shared.errors import (
+    UNDECODABLE,
     BusError,
     ErrorBody,
     HeadraceError,
@@ -223,7 +224,7 @@ def _said(entry: Entry, field: str) -> str:
         return entry.fields[field.encode()].decode(errors="replace")[:200]
     try:
         said = msgspec.json.decode(entry.fields.get(b"task", b"{}"))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         return ""
     value = said.get(field) if isinstance(said, dict) else None
     return value if isinstance(value, str) else ""

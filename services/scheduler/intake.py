@@ -12,7 +12,7 @@ from shared.bus.connection import Reply
 from shared.bus.consume import Entry
 from shared.bus.script import MAX_ITEMS
 from shared.config import Config
-from shared.errors import RateLimited, TokensOverLimit, WrongKeyType
+from shared.errors import UNDECODABLE, RateLimited, TokensOverLimit, WrongKeyType
 from shared.keys import ShardKeys
 from shared.messages import decode_task
 from shared.quota import Quotas
@@ -39,9 +39,9 @@ class Intake:
     async def on_arrivals(self, entries: list[Entry]) -> Sequence[bytes]:
         """New tasks, ends that others wait for, and wake-ups for freed slots. The admit script clears the entries itself."""
         for entry in entries:
-            if (digest := entry.fields.get(b"lead")) is not None:
-                await self._follow(digest.decode(), entry.fields.get(b"of", b"").decode())
-        arrivals = [Arrival(entry.fields.get(b"t", b"").decode(), entry.id) for entry in entries]
+            if digest := _said(entry, b"lead"):
+                await self._follow(digest, _said(entry, b"of"))
+        arrivals = [Arrival(_said(entry, b"t"), entry.id) for entry in entries]
         for start in range(0, len(arrivals), MAX_ITEMS):
             await self._admit(arrivals[start : start + MAX_ITEMS])
         await self.dispatch()
@@ -74,8 +74,12 @@ class Intake:
         spec, *tokens = asked
         if spec is None:  # it has expired meanwhile, which admit will find
             return Arrival(arrival.id, arrival.entry, "taken")
-        tokens_in, tokens_out = (int(value or 0) for value in tokens)
-        task, most = decode_task(spec), tokens_in + (tokens_out or MADE_UNKNOWN)
+        try:
+            tokens_in, tokens_out = (int(value or 0) for value in tokens)
+            task, most = decode_task(spec), tokens_in + (tokens_out or MADE_UNKNOWN)
+        except (*UNDECODABLE, ValueError) as error:  # it is written over, which its worker deals with
+            log.error("the quota of %s is not asked: it cannot be read: %s", arrival.id, error)
+            return Arrival(arrival.id, arrival.entry, "taken")
         try:
             await self._quotas.take(task, arrival.id, most)
         except RateLimited as refused:
@@ -95,3 +99,8 @@ class Intake:
             self._dispatched.inc(done.handed_out)
             if done.handed_out < MAX_ITEMS:
                 return
+
+
+def _said(entry: Entry, field: bytes) -> str:
+    """Empty: nothing. What is not ours is looked for under a name that nothing has, and holds up no other entry."""
+    return entry.fields.get(field, b"").decode(errors="replace")

@@ -23,6 +23,8 @@ PAGE = 100
 AGAIN_MS = 3600 * 1000
 """Between two looks at an object whose task has not ended, or whose dead letter is still there. The hash of a task that became a
 letter stays for twice as long (shared/lua/lib/task.lua), so somebody looks while it tells of the letter."""
+LONGEST_MS = 24 * 3600 * 1000
+"""To the next look at an object whose task has ended: the task may go sooner than was said at its end, as those of batches do."""
 LATER_MS = 300 * 1000
 """To the next try to remove an object that could not be: others are looked at before it."""
 GONE_MS, LIVES_ON_MS = -2, -1
@@ -82,7 +84,7 @@ class ObjectSweep:
             await self._bus.commands.call("ZADD", keys.OBJECTS, at_ms + left_ms, f"{key} {letter.decode()}")
             await self._forget(key)
         else:
-            await self._put_off(key, at_ms + left_ms + 1)
+            await self._put_off(key, at_ms + min(left_ms + 1, LONGEST_MS))
 
     async def _remove(self, entry: str, key: str) -> None:
         await self._objects.delete(key)

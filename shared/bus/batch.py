@@ -63,11 +63,12 @@ class Batcher(Generic[Item, Verdict]):
     async def _send(self, batch: list[tuple[Item, asyncio.Future[Verdict]]]) -> None:
         try:
             verdicts = await self._run([item for item, _ in batch])
+            answered = list(zip(batch, verdicts, strict=True))
         except Exception as error:  # noqa: BLE001 - handed to the callers, whose error it is
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)
             return
-        for (_, future), verdict in zip(batch, verdicts, strict=True):
+        for (_, future), verdict in answered:
             if not future.done():
                 future.set_result(verdict)

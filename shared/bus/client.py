@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 BLOCK_MS = 1000
 """How long a read waits on the server. A pass of a read loop ends at least this often, which is what liveness means."""
+TELL_AFTER_S = 1.0
+"""Without Redis at the start of a service, until its log says so: a Redis that starts together with it needs no line."""
 PATIENCE_S = 10.0
 """How long a script call is repeated while Redis is out of reach, unless the caller says otherwise."""
 FAST = Safety()
@@ -37,15 +39,9 @@ class Bus:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Raises: ConfigError if this Redis cannot keep the durability asked for."""
         for connection in (self.commands, self.bulk):
             self._open(connection)
         if self._safety.durability != "fast":
-            try:
-                await self._check()
-            except BaseException:
-                await self._stack.aclose()
-                raise
             self._confirming = self._durable()
         return self
 
@@ -53,6 +49,37 @@ class Bus:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+    async def reach(self) -> None:
+        """Return once Redis answers, however long that takes. What keeps it from that is told, once.
+
+        Raises: ConfigError if this Redis cannot keep the durability asked for; CommandRefused if it may not be asked.
+        """
+        told = None
+        while True:
+            try:
+                async with asyncio.timeout(TELL_AFTER_S):
+                    await self.commands.connected.wait()
+                    await self.bulk.connected.wait()
+                if self._safety.durability != "fast":
+                    await self._check()
+                return
+            except TimeoutError:
+                reason = self.fault()
+            except BusError as error:
+                if isinstance(error, CommandRefused) and not is_passing(error):
+                    raise
+                reason = str(error)
+                await asyncio.sleep(TELL_AFTER_S)
+            if reason not in (None, told):
+                log.warning("cannot start yet: %s", reason)
+                told = reason
+
+    def fault(self) -> str | None:
+        """Why Redis cannot be used just then, or None."""
+        if self.commands.connected.is_set() and self.bulk.connected.is_set():
+            return None
+        return f"Redis is out of reach: {self.commands.last_error or self.bulk.last_error or 'no answer'}"
 
     def reader(self, purpose: str) -> Connection:
         """A connection for blocking reads, opened here and closed with the bus."""
@@ -112,14 +139,16 @@ class Bus:
         name: str,
         patience_s: float,
     ) -> Reply:
-        give_up_at_s, pause_s = monotonic_s() + patience_s, 0.02
+        give_up_at_s, pause_s, scripts_lost = monotonic_s() + patience_s, 0.02, False
         while True:
             try:
+                if scripts_lost:
+                    await load_scripts(connection)
                 return await send(*command)
             except CommandRefused as error:
                 if not is_passing(error):
                     raise
-                await repair(connection, error)
+                scripts_lost = str(error).startswith("NOSCRIPT")
                 last: BusError = error
             except (ConnectionLost, BusUnavailable) as error:
                 last = error
@@ -143,11 +172,6 @@ PASSING = frozenset(
 
 def is_passing(error: CommandRefused) -> bool:
     return str(error).partition(" ")[0] in PASSING
-
-
-async def repair(connection: Connection, error: CommandRefused) -> None:
-    if str(error).startswith("NOSCRIPT"):
-        await load_scripts(connection)
 
 
 async def load_scripts(connection: Connection) -> None:

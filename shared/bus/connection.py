@@ -33,7 +33,7 @@ from hiredis import pack_command
 from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from shared.clock import monotonic_s
@@ -145,9 +145,10 @@ class Connection:
                     await self._link.connect()
                 pause_s = FIRST_PAUSE_S
                 await self._serve()
-            except (RedisError, OSError, BusError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is: without this task all callers would wait for ever
                 self.last_error = translate(error)
-                log.warning("redis connection lost: %s", self.last_error)
+                level = logging.WARNING if self.connected.is_set() else logging.DEBUG  # whoever waits tells why
+                log.log(level, "redis connection lost: %s", self.last_error)
             finally:
                 self.connected.clear()
             self._fail(self.last_error or ConnectionLost("closed"), unsent=False)

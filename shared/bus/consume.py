@@ -8,7 +8,9 @@ The contract
   - The handler gets a batch and answers which entries are done. Those are acknowledged and deleted in the same write as
     the next read. Entries that the handler's own script clears are not named.
   - An entry that is not named stays pending: it comes again to this consumer after a reconnect, or to another one once it
-    was idle for RECLAIM_AFTER_MS. So every handler must be harmless when repeated.
+    was idle for RECLAIM_AFTER_MS. To a consumer that is the only one of its group it comes again every few seconds, for as long
+    as it is pending: nobody else would ever look at what a handler has lost sight of. So every handler must be harmless when
+    repeated.
   - A handler that raises acknowledges nothing, or with Unfinished what it names. Nothing new is read before the rest was dealt
     with: in a Redis that is full, entries would else be read, refused and left pending by the thousand.
   - Faults in an entry are the handler's business: it answers them as done.
@@ -85,7 +87,8 @@ class Consumer:
     def __init__(
         self, bus: Bus, *, stream: str, group: str, name: str, handle: Handler, count: int, shared: bool = True
     ) -> None:
-        """`shared`: other consumers of the group may have died with entries, which are then claimed."""
+        """`shared`: other consumers of the group may have died with entries, which are then claimed. If it is not, this is the
+        only one, and its own entries come again until they are cleared."""
         self.name = stream
         self._bus, self._handle, self._count, self._shared = bus, handle, count, shared
         self._stream, self._group, self._name = stream, group, name
@@ -110,8 +113,7 @@ class Consumer:
                     await self._recover()
                     self.last_pass_s, self.fault = monotonic_s(), None
                 await self._take(await self._next())
-                if self._shared:
-                    await self._care_for_the_dead()
+                await self._look_back()
                 self.last_pass_s, self.fault = monotonic_s(), None
             except Exception as error:  # noqa: BLE001 - a handler's bug must not end the loop
                 joined = False
@@ -164,13 +166,16 @@ class Consumer:
             await self._take(entries)
             after = entries[-1].id
 
-    async def _care_for_the_dead(self) -> None:
-        """Take over what consumers that were killed have left, and remove those that left nothing."""
+    async def _look_back(self) -> None:
+        """Take over what consumers that were killed have left, and remove those that left nothing; or look at what is left here."""
         now_s = monotonic_s()
         if now_s >= self._reclaim_at_s:
             self._reclaim_at_s = now_s + RECLAIM_AFTER_MS / 1000 * random.uniform(0.3, 0.6)
-            await self._take(await self._reclaim())
-        if now_s >= self._forget_at_s:
+            if self._shared:
+                await self._take(await self._reclaim())
+            else:
+                await self._recover()
+        if self._shared and now_s >= self._forget_at_s:
             self._forget_at_s = now_s + FORGET_AFTER_MS / 1000 * random.uniform(0.5, 1.0)
             await forget(self._bus, self._stream, self._group, silent_ms=FORGET_AFTER_MS, own=self._name)
 

@@ -15,14 +15,12 @@ import logging
 from enum import Enum
 from typing import Protocol
 
-import msgspec
-
 from shared.bus.client import Bus
 from shared.bus.connection import Reply
 from shared.bus.cursor import START, Cursor, EntryId, entry_id
 from shared.bus.tail import Tail
 from shared.clock import monotonic_s
-from shared.errors import BusError, HeadraceError
+from shared.errors import UNDECODABLE, BusError, HeadraceError
 from shared.lifecycle import State
 from shared.messages import Chunks, Event, Finished, Pending, Reset, Resumed, Started, decode_event
 from shared.record import FIELDS, Record, parse_record
@@ -86,6 +84,10 @@ class Subscription:
         self.phase = Phase.LIVE
         self._to_come = True
 
+    def exists(self) -> None:
+        """The task is submitted by now: if it is not found, it is gone."""
+        self._to_come = False
+
     def close(self) -> None:
         self._end()
         if self._syncing is not None:
@@ -100,7 +102,7 @@ class Subscription:
     # -- from the tail
 
     def on_event(self, entry: bytes, task_id: str, event: Event) -> None:
-        self._heard_at_s = monotonic_s()
+        self._heard_at_s, self._to_come = monotonic_s(), False
         if self.phase is Phase.LIVE:
             self._deliver(entry, event)
         elif not self._overflowed and len(self._buffer) < BUFFER:
@@ -198,7 +200,7 @@ class Subscription:
                 return
             try:
                 event = decode_event(fields[1])
-            except (UnicodeDecodeError, msgspec.DecodeError) as error:
+            except UNDECODABLE as error:
                 log.error("passed over the entry %s of the log of %s: %s", entry, self.task_id, error)
                 self.position = entry_id(entry)
             else:

@@ -17,13 +17,11 @@ import random
 from collections.abc import Iterator
 from typing import Protocol
 
-import msgspec
-
 from shared.bus.client import BLOCK_MS, Bus
 from shared.bus.connection import Reply
 from shared.bus.streams import join
 from shared.clock import monotonic_s
-from shared.errors import BusError
+from shared.errors import UNDECODABLE, BusError
 from shared.ids import Place
 from shared.keys import ShardKeys, reader_group, shard_keys
 from shared.messages import Event, decode_event
@@ -140,11 +138,14 @@ class Tail:
             if not listeners:
                 return
             event = decode_event(fields[5])
-        except (IndexError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        except (*UNDECODABLE, IndexError) as error:
             log.error("passed over the entry %s of a bus: %s", entry, error)
             return
         for listener in list(listeners):
-            listener.on_event(entry, task_id, event)
+            try:
+                listener.on_event(entry, task_id, event)
+            except Exception:  # else the others would miss it, and the entry would be read again and again
+                log.exception("a listener failed on the entry %s of %s", entry, task_id)
 
     async def _leave(self) -> None:
         try:

@@ -24,7 +24,7 @@ USES = re.compile(r"^-- USES (.+)$", re.MULTILINE)
 
 Stride = tuple[str, type[Struct], int]
 STRIDES: list[Stride] = [
-    ("shared/lua/submit.lua", SubmitItem, 21),
+    ("shared/lua/submit.lua", SubmitItem, 22),
     ("shared/lua/take.lua", Taking, 2),
     ("shared/lua/settle.lua", Settling, 2),
     ("services/scheduler/lua/admit.lua", Arrival, 3),

@@ -158,7 +158,7 @@ async def test_as_many_run_at_once_as_there_are_slots_and_closing_one_frees_its_
     await wait_until(lambda: engine.capacity().running == 4, "four run")
     for run in runs:
         await run.aclose()
-    await wait_until(lambda: engine.capacity().running == 0, "none runs", timeout_s=5)
+    await wait_until(lambda: engine.capacity().running == 0, "none runs")
     await engine.health()
 
 

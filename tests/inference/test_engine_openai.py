@@ -149,6 +149,7 @@ async def test_what_another_call_has_published_is_not_continued() -> None:
 
 # -- trouble
 
+DEEP = b'{"a":' + b"[" * 1500 + b"]" * 1500 + b"}"
 HTML = b"<html><title>502 Bad Gateway</title></html>"
 TROUBLE: dict[str, tuple[Sequence[Part], int, str]] = {
     "a page": ([reply(HTML, kind="text/html")], 502, "text/html instead of JSON"),
@@ -157,6 +158,7 @@ TROUBLE: dict[str, tuple[Sequence[Part], int, str]] = {
     "plain text": ([reply(b"ok", kind="text/plain")], 502, "text/plain instead of JSON"),
     "no JSON": ([reply(b'{"choices":')], 502, "not JSON"),
     "invalid UTF-8": ([reply(b'{"text":"\xff"}')], 502, "not JSON"),
+    "JSON nested too deep": ([reply(DEEP)], 502, "not JSON"),
     "nothing": ([reply(b"")], 502, "not JSON"),
     "no content of a kind": ([reply(b"", kind="audio/wav")], 502, "not JSON"),
     "a redirect": ([reply(b"", 307, location="http://elsewhere")], 502, "redirect"),
@@ -181,6 +183,7 @@ TROUBLE: dict[str, tuple[Sequence[Part], int, str]] = {
     ),
     "a frame that is no JSON": (streamed(b"hello"), 502, "no JSON object"),
     "a frame that is no object": (streamed(b"[1]"), 502, "no JSON object"),
+    "a frame nested too deep": (streamed(DEEP), 502, "no JSON object"),
     "a frame with invalid UTF-8": (streamed(b'{"a":"\xff"}'), 502, "no JSON object"),
     "an endless frame": ([STREAM, chunked(b"data: "), Endless(chunked(b"x" * 1000))], 507, "more than"),
     "an endless stream": ([STREAM, Endless(chunked(frame(FRAMES[0])))], 507, f"more than {STREAM_SHARE * RESULT_BYTES} bytes"),
@@ -470,3 +473,20 @@ async def test_vllms_own_server_answers_through_the_engine_as_it_does_without(tm
             whole = await direct.post(CHAT, json={**asked, "model": MODEL, "stream": False})
             assert (end.status, text) == (200, whole.json()["choices"][0]["message"]["content"])
             assert (await called(engine, call(CHAT, b'{"model":"m"}')))[1].status == 400
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_call_that_is_broken_off_in_the_moment_it_gets_room_is_not_made(turns: int) -> None:
+    async with troublemaker([reply(WHOLE)]) as upstream, running(upstream.url, of_each={"slots": 1}) as engine:
+        (only,) = engine._upstreams
+        only.began("other")
+        calling = asyncio.create_task(called(engine, call()))
+        await wait_until(lambda: engine.capacity().waiting == 1, "it waits")
+        only.left("other")
+        engine._freed.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        calling.cancel()
+        await asyncio.wait([calling])
+        assert calling.cancelled()
+        assert (engine.capacity().waiting, only.running) == (0, 0)

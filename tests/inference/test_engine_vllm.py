@@ -115,4 +115,4 @@ def test_no_process_outlives_the_one_that_embeds_the_engine(embedding: subproces
     family = descendants(embedding.pid)
     assert len(family) >= 2, "EngineCore and a worker"
     embedding.kill()
-    wait_blocking(lambda: not any(alive(pid) for pid in family), "the engine's processes have ended", timeout_s=5)
+    wait_blocking(lambda: not any(alive(pid) for pid in family), "the engine's processes have ended")

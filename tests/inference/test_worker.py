@@ -1,24 +1,28 @@
 """A worker's runs: whatever an engine does, the task ends once, with a reason."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 import pytest
 from msgspec.structs import replace
 
-from services.inference import closing
+from services.inference import closing, emitter
 from services.inference.breaker import FAILED_TASKS
 from services.inference.engine import Answer, Call, CannotResume, Capacity, Chunk, EngineDead
 from services.inference.run import DRAINED, FENCED
 from services.inference.scripts import Hand, Owner, release
 from services.inference.worker import Worker
 from services.scheduler.scripts import dispatch, reap
+from shared.bus import consume
 from shared.bus.client import Bus
-from shared.bus.consume import Entry
+from shared.bus.consume import Consumer, Entry
 from shared.cancel import cancel
 from shared.config import Limits
+from shared.errors import BusUnavailable
+from shared.keys import WORKERS
 from shared.lifecycle import Lane
 from shared.messages import NULL, Chunks, Finished, Reset, Resumed, Task, decode_event, encode
 from shared.policy import LANES, LaneRule, Live, Policy
@@ -78,7 +82,41 @@ class Waiting(Scripted):
             yield piece
 
 
+class Slow(Scripted):
+    """An engine that needs its time to break its first call off."""
+
+    def __init__(self, goes_on: asyncio.Event) -> None:
+        super().__init__(HANG)
+        self._goes_on = goes_on
+
+    async def run(self, call: Call) -> AsyncGenerator[Chunk | Answer, None]:
+        try:
+            async for piece in super().run(call):
+                yield piece
+        finally:
+            if call is self.calls[0]:
+                await self._goes_on.wait()
+
+
+class Two(Scripted):
+    """Its first task makes what is no chunk; both make it in one turn of the loop, so that one flush has both."""
+
+    def __init__(self, goes_on: asyncio.Event) -> None:
+        super().__init__()
+        self._goes_on = goes_on
+
+    async def run(self, call: Call) -> AsyncGenerator[Chunk | Answer, None]:
+        self.calls.append(call)
+        made = NO_CHUNK if len(self.calls) == 1 else chunk("a")
+        await self._goes_on.wait()
+        yield made
+        if made is NO_CHUNK:
+            await asyncio.Event().wait()
+        yield Answer(status=200, body=b"")
+
+
 ONE_TRY = Limits(failures=0)
+NO_CHUNK = Chunk(b"{}", tokens=(object(),))  # type: ignore[arg-type]
 
 
 def chunk(text: str, *tokens: int) -> Chunk:
@@ -384,6 +422,206 @@ async def test_a_task_that_comes_back_before_its_release_was_answered_runs_again
     monkeypatch.setattr(closing, "release", released)
     hand = await begun(bus, owner, worker)
     await wait_until(lambda: len(engine.calls) == 2 and not worker.runs, "it has run again")
+    assert (await tasks.fields(bus, hand.id))["state"] == "pending"
+    assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
+
+
+async def test_an_entry_that_comes_again_while_its_task_waits_behind_the_old_run_starts_it_once(
+    bus: Bus, owner: Owner
+) -> None:
+    goes_on = asyncio.Event()
+    engine = Slow(goes_on)
+    worker = Worker(bus, owner, engine, CONFIG)
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: engine.calls, "it runs")
+    await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
+    await reap(bus, SHARD, owner.limits)
+    back = await handed_again(bus, owner)
+    for _ in range(3):
+        assert await worker.on_work([as_entry(back)]) == []
+    assert list(worker._aside) == [back.entry]
+    goes_on.set()
+    await wait_until(lambda: len(engine.calls) == 2, "it runs again")
+    await worker.drain(0)
+    assert len(engine.calls) == 2
+    assert (await tasks.fields(bus, hand.id))["attempts"] == "2"
+
+
+async def test_an_entry_of_an_earlier_hand_out_does_not_break_off_the_run(bus: Bus, owner: Owner) -> None:
+    """Redis has lost what came after it, say, or its end was cleared while it was on its way."""
+    goes_on = asyncio.Event()
+    worker = Worker(bus, owner, Waiting(goes_on, Answer(status=200, body=b"{}")), CONFIG)
+    hand = await begun(bus, owner, worker)
+    stale = await bus.commands.call("XADD", SHARD.work(owner.worker), "*", "t", hand.id, "e", "0", "l", "normal")
+    assert await worker.on_work([as_entry(Hand(hand.id, 0, stale))]) == []
+    goes_on.set()
+
+    async def cleared() -> bool:
+        return not worker.runs and await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
+
+    await wait_until(cleared, "the run has ended, and both entries are cleared")
+    hash = await tasks.fields(bus, hand.id)
+    assert (hash["state"], hash["attempts"]) == ("completed", "1")
+
+
+@asynccontextmanager
+async def reading(bus: Bus, owner: Owner, worker: Worker) -> AsyncIterator[None]:
+    """The worker gets its entries as in a service."""
+    stream = SHARD.work(owner.worker)
+    consumer = Consumer(
+        bus, stream=stream, group=WORKERS, name=owner.worker, handle=worker.on_work, count=10, shared=False
+    )
+    running = asyncio.create_task(consumer.run())
+    try:
+        yield
+    finally:
+        await consumer.stop()
+        await running
+
+
+async def test_a_task_whose_start_redis_has_forgotten_is_started_again_and_holds_no_slot_for_good(
+    bus: Bus, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failover the task is pending again with the same epoch, and its entry is its only place. The old run is fenced, and
+    must leave the entry; the worker has read it, and Redis would never deliver it again by itself."""
+    monkeypatch.setattr(consume, "RECLAIM_AFTER_MS", 20)
+    monkeypatch.setattr(consume, "BLOCK_MS", 20)
+    engine = Scripted(HANG)
+    worker = Worker(bus, owner, engine, CONFIG)
+    id = await tasks.admitted(bus)
+    assert (await dispatch(bus, SHARD, CONFIG)).handed_out == 1
+    async with reading(bus, owner, worker):
+        await wait_until(lambda: engine.calls, "it runs")
+        await bus.commands.call("HSET", SHARD.task(id), "state", "pending")
+        await bus.commands.call("HDEL", SHARD.task(id), "owner")
+        engine._made = (Answer(status=200, body=b"{}"),)
+        worker.stop(id, FENCED)
+        await wait_until(lambda: len(engine.calls) == 2 and not worker.runs, "it has run again")
+    assert (await tasks.fields(bus, id))["state"] == "completed"
+    assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
+
+
+async def test_a_task_that_cannot_start_starts_once_the_key_that_keeps_it_is_gone(
+    bus: Bus, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consume, "RECLAIM_AFTER_MS", 20)
+    monkeypatch.setattr(consume, "BLOCK_MS", 20)
+    engine = Scripted(Answer(status=200, body=b"{}"))
+    worker = Worker(bus, owner, engine, CONFIG)
+    id = await tasks.admitted(bus)
+    await bus.commands.call("SET", SHARD.log(id), "not ours")
+    assert (await dispatch(bus, SHARD, CONFIG)).handed_out == 1
+    told = caught(worker, monkeypatch)
+    async with reading(bus, owner, worker):
+        await wait_until(lambda: len(told) > 1, "it was looked at more than once")
+        assert engine.calls == []
+        await bus.commands.call("DEL", SHARD.log(id))
+        await wait_until(lambda: engine.calls and not worker.runs, "it has run")
+    assert (await tasks.fields(bus, id))["state"] == "completed"
+
+
+def caught(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[Hand]:
+    """What the worker tries to start from here on."""
+    told: list[Hand] = []
+    start = worker._start
+
+    async def starting(hands: list[Hand]) -> None:
+        told.extend(hands)
+        await start(hands)
+
+    monkeypatch.setattr(worker, "_start", starting)
+    return told
+
+
+async def test_nothing_begins_while_the_worker_drains(bus: Bus, owner: Owner) -> None:
+    goes_on = asyncio.Event()
+    engine = Slow(goes_on)
+    worker = Worker(bus, owner, engine, CONFIG)
+    slow, lost = [await begun(bus, owner, worker) for _ in range(2)]
+    await wait_until(lambda: len(engine.calls) == 2, "both run")
+    await bus.commands.call("ZADD", SHARD.leases, 1, lost.id)
+    await reap(bus, SHARD, owner.limits)
+    assert await worker.on_work([as_entry(await handed_again(bus, owner))]) == []
+    draining = asyncio.create_task(worker.drain(0))
+    await wait_until(lambda: list(worker.runs) == [slow.id], "the lost run has ended")
+    await bus.bulk.call("PING")  # behind what would start it anew
+    goes_on.set()
+    await draining
+    assert (worker.runs, worker._aside, len(engine.calls)) == ({}, {}, 2)
+
+
+class Faulty(Scripted):
+    """An engine that cannot even be asked."""
+
+    def run(self, call: Call) -> AsyncGenerator[Chunk | Answer, None]:
+        raise ValueError("bad wheel")
+
+
+@pytest.mark.parametrize("engine", [Faulty(), Scripted(NO_CHUNK, HANG), Scripted(CannotResume("never"))])
+async def test_a_fault_that_nobody_has_thought_of_gives_the_task_up_and_frees_the_slot(
+    bus: Bus, owner: Owner, engine: Scripted
+) -> None:
+    worker = Worker(bus, owner, engine, CONFIG)
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    hash = await tasks.fields(bus, hand.id)
+    assert (hash["state"], hash["crashes"]) == ("pending", "1")
+    assert '"why":"broken"' in hash["history"]
+    assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
+    assert (worker.room._stays, worker.room._limiter._held) == ({}, {})
+
+
+async def test_chunks_that_are_none_hold_up_no_other_task(bus: Bus, owner: Owner) -> None:
+    goes_on = asyncio.Event()
+    worker = Worker(bus, owner, Two(goes_on), CONFIG)
+    hands = [await begun(bus, owner, worker) for _ in range(2)]
+    goes_on.set()
+    await wait_until(lambda: not worker.runs, "both runs have ended")
+    found = [await tasks.fields(bus, hand.id) for hand in hands]
+    assert sorted((hash["state"], hash.get("crashes", "0")) for hash in found) == [("completed", "0"), ("pending", "1")]
+
+
+async def test_a_fault_in_publishing_does_not_keep_a_run_from_its_end(
+    bus: Bus, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = asyncio.Event()
+
+    async def broken(*_: Any) -> list[str]:
+        goes_on.set()
+        raise ValueError("broken")
+
+    class Told(Scripted):
+        async def run(self, call: Call) -> AsyncGenerator[Chunk | Answer, None]:
+            yield chunk("a")
+            await goes_on.wait()
+            yield Answer(status=200, body=b"")
+
+    monkeypatch.setattr(emitter, "emit", broken)
+    state, status, _ = await outcome(bus, owner, Told())
+    assert (state, status) == (b"completed", b"200")
+
+
+async def test_a_run_that_is_out_of_step_waits_for_redis_too(
+    bus: Bus, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closing, "AGAIN_S", 0.0)
+    failing = 1
+
+    async def released(bus: Bus, owner: Owner, items: Sequence[Any]) -> Sequence[str]:
+        nonlocal failing
+        if items[0].why == "out_of_step" and failing:
+            failing -= 1
+            raise BusUnavailable("away")
+        return await release(bus, owner, items)
+
+    monkeypatch.setattr(closing, "release", released)
+    worker = Worker(bus, owner, Scripted(chunk("a"), HANG), CONFIG)
+    hand = await begun(bus, owner, worker)
+    await wait_until(lambda: worker.runs[hand.id].published == 1, "the first chunk is published")
+    await bus.commands.call("HSET", SHARD.task(hand.id), "last", 5)
+    worker.stop(hand.id, DRAINED)
+    await wait_until(lambda: not worker.runs, "the run has ended")
+    assert failing == 0
     assert (await tasks.fields(bus, hand.id))["state"] == "pending"
     assert await bus.commands.call("XLEN", SHARD.work(owner.worker)) == 0
 

@@ -119,13 +119,16 @@ async def test_an_answer_that_the_store_does_not_take_goes_through_redis(
     await worker.drain(1)
 
 
-async def test_a_task_whose_body_is_lost_fails_at_once(bus: Bus, owner: Owner, objects: Objects) -> None:
+async def test_a_task_whose_body_is_lost_fails_at_once_and_is_a_dead_letter(
+    bus: Bus, owner: Owner, objects: Objects
+) -> None:
     engine = Scripted(LARGE)
     worker = Worker(bus, owner, engine, CONFIG, objects)
     fields = await tasks.fields(bus, await ran(bus, owner, worker, None))
     assert (fields["state"], fields["status"], engine.calls) == ("failed", "500", [])
     assert msgspec.json.decode(fields["result"])["error"]["code"] == "object_missing"
-    assert await tasks.entries(bus, SHARD.dead) == []
+    ((_, letter),) = await tasks.entries(bus, SHARD.dead)
+    assert letter[b"code"] == b"object_missing"
     await worker.drain(1)
 
 

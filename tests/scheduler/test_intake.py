@@ -77,3 +77,27 @@ async def test_task_that_expired_while_it_owed_is_cleared(bus: Bus) -> None:
     entries = [Entry(arrival.entry, {b"t": id.encode()}) for arrival in arrivals]
     await Intake(bus, SHARD, limited(1000)).on_arrivals(entries)
     assert await bus.commands.call("XLEN", SHARD.arrivals) == 0
+
+
+@pytest.mark.parametrize("fields", [("t", b"\xff"), ("lead", b"\xff", "of", b"\xff"), ("x", "y")])
+async def test_an_entry_that_is_not_ours_is_cleared_and_stops_nobody(bus: Bus, fields: tuple[bytes | str, ...]) -> None:
+    """It would come again for ever, and with it all others of the read."""
+    await bus.commands.call("XADD", SHARD.arrivals, "*", *fields)
+    id = await tasks.submitted(bus)
+    entries = [Entry(entry, found) for entry, found in await tasks.entries(bus, SHARD.arrivals)]
+    await Intake(bus, SHARD, CONFIG).on_arrivals(entries)
+    assert await bus.commands.call("ZCARD", SHARD.backlog(Lane.NORMAL, "default")) == 1
+    assert await bus.commands.call("HGET", SHARD.task(id), "state") == b"pending"
+    assert await bus.commands.call("XLEN", SHARD.arrivals) == 0
+
+
+@pytest.mark.parametrize(("field", "value"), [("spec", b"\xff"), ("spec", b"{"), ("tokens_in", b"many")])
+async def test_a_task_that_cannot_be_read_is_not_asked_for_its_quota_and_stops_nobody(
+    bus: Bus, field: str, value: bytes
+) -> None:
+    broken, other = await owing(bus), await tasks.submitted(bus, tenant="other")
+    await bus.commands.call("HSET", SHARD.task(broken), field, value)
+    await arrive(bus, limited(1000))
+    assert await waits(bus, broken) == [True, False]
+    assert await bus.commands.call("HGET", SHARD.task(other), "state") == b"pending"
+    assert await bus.commands.call("ZCARD", SHARD.backlog(Lane.NORMAL, "other")) == 1

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services.scheduler.object_sweep import AGAIN_MS, LATER_MS, PAGE, ObjectSweep
+from services.scheduler.object_sweep import AGAIN_MS, LATER_MS, LONGEST_MS, PAGE, ObjectSweep
 from shared import keys
 from shared.bus.client import Bus
 from shared.bus.streams import append
@@ -51,6 +51,10 @@ async def test_an_object_stays_while_its_task_does(bus: Bus, objects: Objects) -
     await bus.commands.call("ZADD", keys.OBJECTS, 1, key)
     await sweep.look()
     assert 400_000 < await waits_ms(bus, key) <= 501_000
+    await bus.commands.call("PEXPIRE", tasks.SHARD.task(task_id), 30 * LONGEST_MS)
+    await bus.commands.call("ZADD", keys.OBJECTS, 1, key)
+    await sweep.look()
+    assert await waits_ms(bus, key) <= LONGEST_MS + 60_000
     assert await stored(objects) == [key]
     await bus.commands.call("DEL", tasks.SHARD.task(task_id))
     await bus.commands.call("ZADD", keys.OBJECTS, 1, key)

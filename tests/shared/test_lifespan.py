@@ -1,4 +1,4 @@
-"""How an HTTP server stops: what is under way ends, or its connection does; nobody is answered with an error."""
+"""How services wait and stop: what a server has under way ends, or its connection does; nobody is answered with an error."""
 
 import asyncio
 
@@ -7,7 +7,8 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from shared.clock import monotonic_s
-from shared.lifespan import HttpServer
+from shared.errors import ConfigError
+from shared.lifespan import HttpServer, unless_stopped
 
 
 class Slow:
@@ -63,3 +64,35 @@ async def test_a_call_that_takes_longer_than_the_time_to_drain_loses_its_connect
     assert app.gone
     assert monotonic_s() - began_s < 4
     await client.aclose()
+
+
+async def test_work_that_ends_before_the_stop_is_handed_on() -> None:
+    async def made(what: int) -> int:
+        return what
+
+    assert await unless_stopped(asyncio.Event(), made(1), made(2)) == [1, 2]
+
+
+async def test_work_under_way_when_the_stop_comes_has_ended_with_it(no_task_left: None) -> None:
+    stop, begun, broken_off = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def endless() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            broken_off.set()
+
+    waiting = asyncio.create_task(unless_stopped(stop, endless()))
+    await begun.wait()
+    stop.set()
+    assert await waiting is None
+    assert broken_off.is_set()
+
+
+async def test_a_fault_of_work_is_raised_and_ends_the_rest(no_task_left: None) -> None:
+    async def refused() -> bool:
+        raise ConfigError("wrong")
+
+    with pytest.raises(ConfigError, match="wrong"):
+        await unless_stopped(asyncio.Event(), asyncio.Event().wait(), refused())

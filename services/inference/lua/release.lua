@@ -3,8 +3,9 @@
 -- KEYS     work, in, then per task: task, log, bus
 -- ARGV     base of the shard's keys, results kept (ms), log kept (ms), nonce, failures after which a task fails, crashes at
 --          which it is quarantined, first pause (ms), longest pause (ms), then per task: id, epoch, entry id, first, last,
---          chunks event ('' = no tail), journal, tokens of prompt and answer, charge ('failure' | 'crash' | 'none'), why, share of the pause (per mille),
---          HTTP status, result, finished event (for charge 'failure', should this have been the last try), least pause (ms)
+--          chunks event ('' = no tail), journal, tokens of prompt and answer, charge ('failure' | 'final' | 'crash' | 'none'), why, share of the pause (per mille),
+--          HTTP status, result, finished event (for charge 'failure', should this have been the last try, and 'final', after
+--          which no other is made), least pause (ms)
 -- RETURNS  per task: 'again' (now) | 'later' (after a pause, full jitter) | 'failed' | 'quarantined' | 'cancelled' | 'expired'
 --          | 'fenced' (another's, or released before) | 'gap <last written>' | 'wrongtype <key>'
 -- INVARIANT what was asked to stop goes first: it ends, and is not tried again.
@@ -15,9 +16,9 @@ local first_pause_ms, longest_pause_ms = tonumber(ARGV[7]), tonumber(ARGV[8])
 
 -- USES clock, types, shard, terms, fair, flight, task, entries, tail
 
-local function fail(task, why, share, status, result, finished, least_ms, tokens)
+local function fail(task, final, why, share, status, result, finished, least_ms, tokens)
   task.failures = task.failures + 1
-  if task.failures > failure_limit then
+  if final or task.failures > failure_limit then
     remember_attempt(task, why)
     redis.call('HSET', task.key, 'failures', task.failures)
     if tonumber(tokens) == 0 and task.last > 0 then tokens = estimated(task) end
@@ -34,8 +35,8 @@ local function give_up(task, tokens, charge, why, share, status, result, finishe
   if task.stop then
     end_as(task, task.stop, tokens)
     return task.stop
-  elseif charge == 'failure' then
-    return fail(task, why, share, status, result, finished, least_ms, tokens)
+  elseif charge == 'failure' or charge == 'final' then
+    return fail(task, charge == 'final', why, share, status, result, finished, least_ms, tokens)
   elseif charge == 'crash' then
     return survive(task, crash_limit, why)
   end

@@ -124,10 +124,13 @@ async def test_pause_has_a_longest(bus: Bus) -> None:
     assert due_ms <= await now_ms(bus) + LONGEST_PAUSE_MS // 2
 
 
-async def test_last_failure_ends_the_task_with_the_engines_error_and_a_dead_letter(bus: Bus) -> None:
-    owner = replace(await tasks.worker(bus), limits=NO_FAILURES)
+@pytest.mark.parametrize(("charge", "limits"), [("failure", NO_FAILURES), ("final", LIMITS)])
+async def test_last_failure_ends_the_task_with_the_engines_error_and_a_dead_letter(
+    bus: Bus, charge: str, limits: Limits
+) -> None:
+    owner = replace(await tasks.worker(bus), limits=limits)
     hand = await tasks.running(bus, owner, reply_to="orders")
-    assert await release_one(bus, owner, given_up(hand, 1, 1, charge="failure", why="overloaded")) == "failed"
+    assert await release_one(bus, owner, given_up(hand, 1, 1, charge=charge, why="overloaded")) == "failed"
     hash = await tasks.fields(bus, hand.id)
     assert (hash["state"], hash["status"], hash["result"], hash["failures"]) == ("failed", "503", '{"no":1}', "1")
     log = [decode_event(fields[b"e"]) for _, fields in await tasks.entries(bus, SHARD.log(hand.id))]
@@ -173,7 +176,7 @@ async def test_task_whose_engines_die_is_quarantined_at_the_limit(bus: Bus) -> N
     assert len(await history(bus, hand.id)) == LIMITS.crashes
 
 
-@pytest.mark.parametrize("charge", ["none", "crash", "failure"])
+@pytest.mark.parametrize("charge", ["none", "crash", "failure", "final"])
 async def test_what_was_asked_to_stop_ends_and_is_not_tried_again(bus: Bus, charge: str) -> None:
     owner = await tasks.worker(bus)
     hand = await tasks.running(bus, owner)

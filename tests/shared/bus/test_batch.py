@@ -83,6 +83,17 @@ async def test_failed_call_fails_its_items_and_not_the_next() -> None:
     assert await later == "C"
 
 
+async def test_call_that_answers_too_little_fails_its_items_and_leaves_nobody_waiting() -> None:
+    async def short(items: Sequence[str]) -> Sequence[str]:
+        return items[1:]
+
+    batcher = Batcher(short)
+    for verdict in [batcher.add(item) for item in "ab"]:
+        with pytest.raises(ValueError, match="shorter"):
+            await verdict
+    await batcher.drain()
+
+
 async def test_cancelled_caller_disturbs_nobody() -> None:
     calls = Calls()
     batcher = Batcher(calls.run)

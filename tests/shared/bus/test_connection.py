@@ -23,6 +23,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from shared.bus import client
 from shared.bus.client import BLOCK_MS, Bus, is_passing
 from shared.bus.connection import TIMEOUT_S, Connection, translate
 from shared.bus.streams import APPEND, append, ensure_group
@@ -35,7 +36,8 @@ from shared.errors import (
     MemoryFull,
     WrongKeyType,
 )
-from tests.support.redis import Proxy, find_server, free_port
+from tests.support.ports import free_port
+from tests.support.redis import Proxy, find_server
 from tests.support.server import server
 from tests.support.waiting import wait_until
 
@@ -231,6 +233,21 @@ async def test_server_that_accepts_and_never_answers_does_not_wedge_the_connecti
     await connection.close()
 
 
+async def test_fault_of_the_library_below_ends_the_connection_and_not_the_bus(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop raises RuntimeError for a write to a transport that was closed in the same turn of the loop."""
+    write = connection._link.send_packed_command
+
+    async def closed(*_: object, **__: object) -> None:
+        monkeypatch.setattr(connection._link, "send_packed_command", write)
+        raise RuntimeError("the handler is closed")
+
+    monkeypatch.setattr(connection._link, "send_packed_command", closed)
+    assert isinstance(await outcome(connection.send("ECHO", "early")), ConnectionLost)
+    assert await outcome(connection.send("ECHO", "later")) == b"later"
+
+
 @pytest.mark.parametrize("data", [b"+OK\r\n", b"-ERR out of turn\r\n", b"nonsense\r\n"])
 async def test_answer_that_nobody_asked_for_breaks_the_connection_and_not_the_bus(
     connection: Connection, proxy: Proxy, data: bytes
@@ -271,6 +288,21 @@ async def test_lost_scripts_are_loaded_again(bus: Bus) -> None:
     await ensure_group(bus, "hr:requests", "front")
     await bus.commands.call("SCRIPT", "FLUSH")
     await append(bus, "hr:requests", {"word": "after"})
+    assert await bus.commands.call("XLEN", "hr:requests") == 1
+
+
+async def test_script_is_repeated_over_a_connection_lost_while_scripts_are_loaded_again(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(connection: Connection) -> None:
+        monkeypatch.setattr(client, "load_scripts", load_scripts)
+        raise ConnectionLost("lost")
+
+    load_scripts = client.load_scripts
+    await bus.commands.call("SCRIPT", "FLUSH")
+    monkeypatch.setattr(client, "load_scripts", lost)
+    await append(bus, "hr:requests", {"word": "kept"})
+    assert client.load_scripts is load_scripts
     assert await bus.commands.call("XLEN", "hr:requests") == 1
 
 

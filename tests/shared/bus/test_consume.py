@@ -249,6 +249,17 @@ async def test_killed_consumer_is_forgotten_once_its_entries_were_taken_over(
         await wait_until(is_forgotten, "nobody but the live one is left")
 
 
+async def test_what_the_only_consumer_has_lost_sight_of_comes_again_while_it_is_pending(bus: Bus) -> None:
+    """A slot of a worker was held for good by an entry that it had passed over: nobody else reads its stream."""
+    handle = Handler(names_done=False)
+    async with consuming(bus, handle, shared=False):
+        await add(bus, "passed over")
+        await wait_until(lambda: len(handle.seen) > 2, "it comes again and again")
+        handle.names_done = True
+        await wait_until(lambda: drained(bus), "until it is dealt with")
+    assert set(handle.words()) == {b"passed over"}
+
+
 async def test_entries_of_a_live_consumer_are_not_claimed_when_nobody_shares(bus: Bus) -> None:
     await add(bus, "theirs")
     await abandon(bus, "other")

@@ -177,7 +177,7 @@ async def test_synced_with_replicas_waits_for_their_disks(primary: Server, repli
     safety = Safety(durability="synced", replicas=1)
     if primary.version < (7, 2):
         with pytest.raises(ConfigError, match="cannot wait for the disks of replicas"):
-            await Bus(primary.url, name="test", safety=safety).__aenter__()
+            await reached(primary, safety)
         return
     async with Bus(primary.url, name="test", safety=safety) as bus:
         await write(bus, "kept")
@@ -186,14 +186,19 @@ async def test_synced_with_replicas_waits_for_their_disks(primary: Server, repli
             await write(bus, "on one disk", patience_s=0)
 
 
+async def reached(server: Server, safety: Safety) -> None:
+    async with Bus(server.url, name="test", safety=safety) as bus:
+        await bus.reach()
+
+
 async def test_server_that_cannot_keep_it_is_refused_at_the_start(primary: Server) -> None:
     primary.ask("CONFIG", "SET", "appendonly", "no")
     with pytest.raises(ConfigError, match="CONFIG SET appendonly yes"):
-        await Bus(primary.url, name="test", safety=SYNCED).__aenter__()
+        await reached(primary, SYNCED)
     primary.ask("CONFIG", "SET", "appendonly", "yes")
     primary.ask("CONFIG", "SET", "appendfsync", "no")
     with pytest.raises(ConfigError, match="CONFIG SET appendfsync"):
-        await Bus(primary.url, name="test", safety=SYNCED).__aenter__()
+        await reached(primary, SYNCED)
 
 
 async def test_append_only_file_switched_off_under_it_is_not_confirmed(primary: Server) -> None:
@@ -211,6 +216,7 @@ async def test_missing_replicas_are_told_at_the_start_and_waited_for(
 ) -> None:
     caplog.set_level(logging.WARNING)
     async with Bus(primary.url, name="test", safety=REPLICATED) as bus:
+        await bus.reach()
         assert "wants 1 replicas, and Redis has 0" in caplog.text
         with pytest.raises(BusUnavailable):
             await write(bus, "alone", patience_s=0)

@@ -194,7 +194,7 @@ async def test_log_entry_that_is_not_ours_does_not_hang_the_subscriber(bus: Bus,
     sink = Recorder()
     subscription = Subscription(bus, tail, hand.id, sink)
     subscription.open()
-    await wait_until(lambda: sink.live or subscription.phase is Phase.ENDED, "it goes on, or ends", timeout_s=2)
+    await wait_until(lambda: sink.live or subscription.phase is Phase.ENDED, "it goes on, or ends")
 
 
 async def test_group_destroyed_under_it_is_refilled_without_repeats(bus: Bus, tail: Tail, owner: Owner) -> None:
@@ -415,6 +415,28 @@ async def test_a_subscription_that_was_told_nothing_asks(
     await publish(bus, owner, hand, upto=3)
     await wait_until(lambda: sink.finished, "the end is found")
     assert sink.story() == whole(3)
+
+
+async def test_a_new_task_that_redis_forgets_after_its_first_event_is_gone(
+    bus: Bus, tail: Tail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENT_S", 0.05)
+    task_id, sink = tasks.new_id(), Recorder()
+    subscription = Subscription(bus, tail, task_id, sink)
+    subscription.open_new()
+    subscription.on_event(b"1-1", task_id, Started(attempt=1, worker="w1"))
+    await wait_until(lambda: sink.synced == [None], "it is told that the task is gone")
+
+
+async def test_a_task_that_redis_forgets_once_it_was_submitted_is_gone(
+    bus: Bus, tail: Tail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENT_S", 0.05)
+    sink = Recorder()
+    subscription = Subscription(bus, tail, tasks.new_id(), sink)
+    subscription.open_new()
+    subscription.exists()
+    await wait_until(lambda: sink.synced == [None], "it is told that the task is gone")
 
 
 async def test_an_end_that_comes_live_before_its_chunks_brings_them_from_the_log(

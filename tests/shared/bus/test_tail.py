@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from msgspec import Raw
 
 from services.inference.scripts import start
 from shared.bus import tail as tail_module
@@ -10,7 +11,7 @@ from shared.bus.client import Bus
 from shared.bus.tail import Tail, Tails
 from shared.ids import Place
 from shared.keys import reader_group
-from shared.messages import Chunks, Event, Finished, Pending, Started
+from shared.messages import Chunks, Event, Finished, Pending, Started, encode
 from tests.support import tasks
 from tests.support.redis import Proxy
 from tests.support.tails import tailing
@@ -139,8 +140,35 @@ async def test_entry_that_is_not_ours_is_passed_over(bus: Bus, fields: tuple[str
         await publish(bus, n=1)
         await bus.commands.call("XADD", BUS, "*", *fields)
         await publish(bus, n=2)
-        await wait_until(lambda: 2 in numbers(ear), "what comes behind it is heard", timeout_s=3)
+        await wait_until(lambda: 2 in numbers(ear), "what comes behind it is heard")
     assert numbers(ear) == [1, 2]
+
+
+async def test_event_that_is_too_deep_to_be_read_wedges_nothing(bus: Bus) -> None:
+    deep = Chunks(attempt=1, first=1, last=1, chunks=[Raw(b"[" * 20_000 + b"]" * 20_000)])
+    async with tailing(bus) as tail:
+        ear = Ear()
+        tail.listen(ear, task="t")
+        await bus.commands.call("XADD", BUS, "*", "t", "t", "s", "", "e", encode(deep))
+        await publish(bus, n=2)
+        await wait_until(lambda: numbers(ear) == [2], "the next event is heard")
+        assert ear.gaps == 0
+
+
+async def test_listener_that_fails_costs_the_others_nothing_and_the_entry_is_read_once(bus: Bus) -> None:
+    class Broken(Ear):
+        def on_event(self, entry: bytes, task_id: str, event: Event) -> None:
+            super().on_event(entry, task_id, event)
+            raise ValueError("broken")
+
+    async with tailing(bus) as tail:
+        ear, broken = Ear(), Broken()
+        tail.listen(broken, task="t")
+        tail.listen(ear, session="s")
+        await publish(bus, session="s", n=1)
+        await publish(bus, session="s", n=2)
+        await wait_until(lambda: 2 in numbers(ear), "what comes behind it is heard")
+    assert (numbers(ear), numbers(broken), ear.gaps) == ([1, 2], [1, 2], 0)
 
 
 async def test_group_destroyed_under_it_is_made_again_and_listeners_are_told_of_the_gap(bus: Bus) -> None:

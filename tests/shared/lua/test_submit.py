@@ -10,6 +10,7 @@ from services.inference.scripts import start
 from services.scheduler.scripts import dispatch
 from shared.bus.client import Bus
 from shared.cancel import cancel
+from shared.clock import now_ms
 from shared.errors import CommandRefused
 from shared.lifecycle import Lane
 from shared.messages import Finished, Pending, decode_event
@@ -98,6 +99,18 @@ async def test_cancel_that_came_first_is_obeyed_even_when_the_backlog_is_full(bu
     await tasks.submitted(bus)
     await cancel(bus, SHARD, tasks.LIMITS, [made.id])
     assert await submit(bus, SHARD, tasks.config(backlog=1), [tasks.item(), made]) == ["full", "cancelled"]
+
+
+async def test_result_that_somebody_waits_for_is_kept_for_longer_than_others_but_never_for_shorter(bus: Bus) -> None:
+    left_ms = []
+    for waited_ms in (3_600_000, 1):
+        made = tasks.item(kept_until_ms=str(now_ms() + waited_ms))
+        await submit(bus, SHARD, CONFIG, [made])
+        await cancel(bus, SHARD, tasks.LIMITS, [made.id])
+        left_ms.append(await tasks.ttl_ms(bus, SHARD.task(made.id)))
+    kept_ms = tasks.LIMITS.results_kept_s * 1000
+    assert kept_ms < left_ms[0] <= 3_600_000
+    assert kept_ms / 2 < left_ms[1] <= kept_ms
 
 
 async def test_repeat_answers_the_state_and_writes_nothing(bus: Bus) -> None:
