@@ -158,7 +158,7 @@ class Batches:
         soon, also if its id was that of another one, which has expired.
         Raises: IdempotencyConflict, WrongKeyType, BusError.
         """
-        batch_id, at_ms, index = new_id(asked.tenant, key), await time_ms(self._bus), keys.batches_of(asked.tenant)
+        batch_id, at_ms, index = new_id(asked.tenant, key), await self._bus.time_ms(), keys.batches_of(asked.tenant)
         await self._bus.commands.call("ZADD", index, "NX", at_ms, batch_id)
         longest_ms = LONGEST_WINDOW_S * 1000 + self.kept_ms
         await self._bus.commands.call("ZREMRANGEBYSCORE", index, "-inf", at_ms - longest_ms)
@@ -212,12 +212,6 @@ class Fence(Struct, frozen=True):
 
     epoch: int
     nonce: str
-
-
-async def time_ms(bus: Bus) -> int:
-    """Unix ms, as Redis has it: the clocks of those who look at a batch may differ, and jump. Raises: BusError."""
-    seconds, microseconds = await bus.commands.call("TIME")
-    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def new_id(tenant: str = "", key: str = "") -> str:

@@ -100,7 +100,20 @@ def endpoint_of(path: Path) -> str:
 
 
 async def watch(client: httpx.AsyncClient, batch_id: str, *, json: bool) -> int:
-    """Until it has ended; Ctrl-C ends the watching only. A server that is away for a restart is waited for."""
+    """Until it has ended; Ctrl-C ends the watching only. A server that is away for a restart is waited for. Raises: Failure."""
+    try:
+        view = await seen_to_end(client, batch_id)
+    except Refused as refused:
+        raise Failure(str(refused)) from None
+    if json:
+        print(to_json(view))
+    else:
+        show(view)
+    return OK if view["status"] == "completed" and not counts(view)[1] else TASK_FAILED
+
+
+async def seen_to_end(client: httpx.AsyncClient, batch_id: str) -> View:
+    """As it ended; meanwhile a meter shows how it goes. Raises: Refused, Failure."""
     view = await call(client, "GET", f"/v1/batches/{batch_id}")
     done, failed = counts(view)
     with show_meter("items", view["request_counts"]["total"] or None, done, failed) as meter:
@@ -114,11 +127,7 @@ async def watch(client: httpx.AsyncClient, batch_id: str, *, json: bool) -> int:
             for _ in range(more_failed - failed):
                 meter.count(failed=True)
             done, failed = more, more_failed
-    if json:
-        print(to_json(view))
-    else:
-        show(view)
-    return OK if view["status"] == "completed" and not failed else TASK_FAILED
+    return view
 
 
 def show(view: View) -> None:

@@ -42,8 +42,7 @@ class FileSweep:
 
     async def _due(self) -> list[tuple[str, int]]:
         """Files, and the present time (Unix ms)."""
-        seconds, microseconds = await self._bus.commands.call("TIME")
-        at_ms = int(seconds) * 1000 + int(microseconds) // 1000
+        at_ms = await self._bus.time_ms()
         page = await self._bus.commands.call("ZRANGEBYSCORE", keys.FILES, "-inf", at_ms, "LIMIT", 0, PAGE)
         return [(file_id.decode(), at_ms) for file_id in page]
 

@@ -35,16 +35,15 @@ class Housekeeping:
 
     async def tidy(self) -> None:
         """One pass. Raises: BusError."""
-        seconds, microseconds = await self._bus.commands.call("TIME")
-        now_s = int(seconds) + int(microseconds) / 1e6
-        if self._workers_grace.is_over(now_s, INTERVAL_S):
+        at_ms = await self._bus.time_ms()
+        if self._workers_grace.is_over(at_ms / 1000, INTERVAL_S):
             await self._reap()
             await self._repair.look()
-        await self._pass_time(waiters=self._waiters_grace.is_over(now_s, INTERVAL_S))
+        await self._pass_time(waiters=self._waiters_grace.is_over(at_ms / 1000, INTERVAL_S))
         await self._intake.dispatch()
-        await self._remove_readers(int(now_s * 1000))
-        await self._trim(int(now_s * 1000))
-        await self._measure(int(now_s * 1000))
+        await self._remove_readers(at_ms)
+        await self._trim(at_ms)
+        await self._measure(at_ms)
 
     async def _reap(self) -> None:
         for _ in range(PAGES):

@@ -47,8 +47,7 @@ class ObjectSweep:
 
     async def _due(self) -> tuple[int, list[str]]:
         """The present time (Unix ms), and entries of objects to look at."""
-        seconds, microseconds = await self._bus.commands.call("TIME")
-        at_ms = int(seconds) * 1000 + int(microseconds) // 1000
+        at_ms = await self._bus.time_ms()
         page = await self._bus.commands.call("ZRANGEBYSCORE", keys.OBJECTS, "-inf", at_ms, "LIMIT", 0, PAGE)
         return at_ms, [entry.decode() for entry in page]
 

@@ -30,8 +30,7 @@ class QuotaSweep:
 
     async def look(self) -> None:
         """One pass. Raises: BusError."""
-        seconds, microseconds = await self._bus.commands.call("TIME")
-        at_ms = int(seconds) * 1000 + int(microseconds) // 1000
+        at_ms = await self._bus.time_ms()
         self._cursor, flat = await self._bus.commands.call("ZSCAN", METERED, self._cursor, "COUNT", PAGE)
         tenants = [(tenant.decode(), float(noted_ms)) for tenant, noted_ms in zip(flat[::2], flat[1::2], strict=True)]
         await asyncio.gather(*(self._look_at(tenant, noted_ms, at_ms) for tenant, noted_ms in tenants))

@@ -131,6 +131,11 @@ class Bus:
         """
         return await self._repeat(self.bulk, self.bulk.send, command, str(command[0]), PATIENCE_S)
 
+    async def time_ms(self) -> int:
+        """Unix ms, as Redis has it: the clocks of those who share a key may differ, and jump. Raises: BusError."""
+        seconds, microseconds = await self.commands.call("TIME")
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
     async def _repeat(
         self,
         connection: Connection,

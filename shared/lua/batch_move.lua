@@ -23,7 +23,7 @@ if kept_ms > 0 and redis.call('HLEN', open) + redis.call('LLEN', unfiled) > 0 th
 
 redis.call('HSET', state, 'status', to, to .. '_at_ms', now_ms, unpack(ARGV, 6))
 if kept_ms > 0 then
-  redis.call('HDEL', state, 'twice')
+  redis.call('HDEL', state, 'twice', 'leaving')
   redis.call('UNLINK', ended)
   if not webhook or webhook == '' then redis.call('PEXPIRE', state, kept_ms) end
 end

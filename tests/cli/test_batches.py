@@ -122,4 +122,4 @@ def test_what_cannot_be_read_or_found_is_told(client: Shell, tmp_path: Path) -> 
     missing = client.run("batches", "create", str(tmp_path / "no.jsonl"))
     assert (missing.returncode, "no.jsonl cannot be read" in missing.stderr) == (2, True)
     unknown = client.run("batches", "watch", "batch_1")
-    assert (unknown.returncode, "There is no batch 'batch_1'" in unknown.stderr) == (1, True)
+    assert (unknown.returncode, unknown.stderr) == (1, "headrace: There is no batch 'batch_1'; it may have expired.\n")

@@ -13,7 +13,7 @@ from services.scheduler.batches.items import reply_name
 from services.scheduler.batches.validation import validate
 from services.scheduler.batches.work import Fenced, OutOfStep, Tools, Work, read_work
 from shared import keys
-from shared.batches import ENDS, End, Fence, Status, move, time_ms
+from shared.batches import ENDS, End, Fence, Status, move
 from shared.bus.connection import Arg
 from shared.clock import monotonic_s
 from shared.errors import BatchNotFound, BusError, InvalidTaskId, ObjectMissing, StoreUnavailable
@@ -88,6 +88,7 @@ class Feeder:
         feeding = Feeding(self._tools, work, await read_twice(self._tools, work), self._window)
         gathering = Gathering(self._tools, work, feeding.again)
         try:
+            await gathering.let_go()
             await gathering.file_some()
             self._fed_from_s = monotonic_s()
             while not (feeding.over and not work.open):
@@ -124,7 +125,7 @@ class Feeder:
         status = await self._tools.bus.read("HGET", keys.batch(self._id, "state"), "status")
         if status is None:
             raise BatchNotFound(self._id)
-        work.see(Status(status.decode()), await time_ms(self._tools.bus))
+        work.see(Status(status.decode()), await self._tools.bus.time_ms())
         if work.stop is End.CANCELLED:
             await asyncio.gather(*map(self._cancel, work.numbers))
             work.told = True

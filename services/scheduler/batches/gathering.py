@@ -47,6 +47,7 @@ LETTER_MS = 2 * AGAIN_MS
 
 Again = Callable[[int, Item], Awaitable[None]]
 _reply = msgspec.json.Decoder(Reply)
+_kept = msgspec.json.Decoder(dict[str, int])
 
 
 class Gathering:
@@ -105,14 +106,20 @@ class Gathering:
         size = sum(len(ending.line) for ending in endings)
         if not (hurry or len(endings) >= SEGMENT_ITEMS or size >= SEGMENT_BYTES or self._is_old()):
             return False
-        await self._put(endings)
+        leaving = self._leaving(endings)
+        await self._put(endings, leaving)
         self._work.endings = []
         self._segments, self._oldest_s = self._segments + 1, monotonic_s()
         for ending in endings:
             metrics.BATCH_ITEMS.labels(ending.end).inc()
             del self._work.open[ending.number]
-        await self._forget(endings)
+        await self._forget(leaving)
         return True
+
+    async def let_go(self) -> None:
+        """The tasks of the segment that was named last: its holder may have died before it came to that. Raises: BusError."""
+        leaving = await self._tools.bus.read("HGET", keys.batch(self._work.batch.id, "state"), "leaving")
+        await self._expire(_kept.decode(leaving or b"{}"))
 
     async def file_some(self) -> None:
         """As `file_rest`; but a full Redis takes no new file: then they wait, and what has ended is gathered on, since only that makes
@@ -137,7 +144,7 @@ class Gathering:
         age_s = min(SEGMENT_S + SEGMENT_GROWTH * self._segments, LONGEST_SEGMENT_S)
         return monotonic_s() - self._oldest_s >= age_s
 
-    async def _put(self, endings: list[Ending]) -> None:
+    async def _put(self, endings: list[Ending], leaving: dict[str, int]) -> None:
         work, tools = self._work, self._tools
         output = [ending.line for ending in endings if ending.end is End.COMPLETED]
         errors = [ending.line for ending in endings if ending.end is not End.COMPLETED]
@@ -149,21 +156,29 @@ class Gathering:
             len(errors),
             sum(ending.tokens_in for ending in endings),
             sum(ending.tokens_out for ending in endings),
+            encode(leaving),
         )
         await tools.store.put(work.batch, segment.name, {"output": b"".join(output), "errors": b"".join(errors)})
         ended = [Ended(ending.number, ending.end) for ending in endings]
         work.check(await end(tools.bus, work.batch.id, work.fence, segment, ended))
         await self.file_some()
 
-    async def _forget(self, endings: Sequence[Ending]) -> None:
-        """Replies up to the last one read are in segments. Their tasks need not be kept for as long as others."""
+    def _leaving(self, endings: Sequence[Ending]) -> dict[str, int]:
+        """How long their tasks are kept once their lines are there (ms): not for as long as others."""
+        longest_ms = max(self._tools.config.limits.results_kept_s * 1000, LETTER_MS)
+        return {ending.task_id: longest_ms if ending.kept else KEPT_MS for ending in endings if ending.task_id}
+
+    async def _forget(self, leaving: dict[str, int]) -> None:
+        """Replies up to the last one read are in segments, and their tasks may go."""
         if self._cursor != b"0-0":
             milliseconds, _, number = self._cursor.decode().partition("-")
             await self._tools.bus.commands.call("XTRIM", self._stream, "MINID", f"{milliseconds}-{int(number) + 1}")
-        longest_ms = max(self._tools.config.limits.results_kept_s * 1000, LETTER_MS)
+        await self._expire(leaving)
+
+    async def _expire(self, leaving: dict[str, int]) -> None:
+        ends = [(keys_of(task_id)[0].task(task_id), kept_ms) for task_id, kept_ms in leaving.items()]
         expire = self._tools.bus.commands.call
-        ends = [(keys_of(ending.task_id)[0].task(ending.task_id), ending.kept) for ending in endings if ending.task_id]
-        await asyncio.gather(*(expire("PEXPIRE", key, longest_ms if kept else KEPT_MS, "LT") for key, kept in ends))
+        await asyncio.gather(*(expire("PEXPIRE", key, kept_ms, "LT") for key, kept_ms in ends))
 
     async def _on_reply(self, data: bytes) -> bool:
         """A reply for no open item is a repeat, or a stranger's. True: its answer was fetched from the object store."""

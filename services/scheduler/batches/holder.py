@@ -15,7 +15,7 @@ from services.scheduler.batches.scripts import lease
 from services.scheduler.batches.telling import tell_end
 from services.scheduler.batches.work import Tools
 from shared import keys
-from shared.batches import Fence, Status, time_ms
+from shared.batches import Fence, Status
 from shared.clock import monotonic_s
 from shared.errors import BatchNotFound, BusError, WrongKeyType
 from shared.ids import new_nonce
@@ -99,7 +99,7 @@ class Holder:
 
     async def look(self) -> None:
         """One pass. Raises: BusError."""
-        self._ahead_ms = await time_ms(self._tools.bus) - monotonic_s() * 1000
+        self._ahead_ms = await self._tools.bus.time_ms() - monotonic_s() * 1000
         over = await self._keep()
         self._left = {batch_id: left for batch_id, left in self._left.items() if left.until_s > monotonic_s()}
         due = await self._tools.bus.commands.call(

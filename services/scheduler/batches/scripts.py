@@ -41,6 +41,8 @@ class Segment(Struct, frozen=True):
     error_lines: int
     tokens_in: int
     tokens_out: int
+    tasks: bytes
+    """How long each task is kept from then on (ms), as JSON."""
 
 
 async def lease(bus: Bus, batch_id: str, nonce: str, lease_ms: int) -> str:

@@ -7,7 +7,6 @@ from contextlib import aclosing
 from shared import keys
 from shared.batches import FILES, Batch, file_id_of
 from shared.bus.client import Bus
-from shared.clock import now_ms
 from shared.errors import FileNotFound, HeadraceError, ObjectMissing
 from shared.files import Files
 from shared.large import object_key
@@ -67,8 +66,8 @@ class Store:
         try:
             await self._files.append_part(file_id, key, size)
         except FileNotFound:
-            name, left_s = f"{batch.id}_{kind}.jsonl", max(0, batch.expires_at_ms - now_ms()) // 1000
-            kept_s = left_s + (batch.output_kept_s or self._kept_s)
+            name, left_ms = f"{batch.id}_{kind}.jsonl", batch.expires_at_ms - await self._bus.time_ms()
+            kept_s = max(0, left_ms) // 1000 + (batch.output_kept_s or self._kept_s)
             await self._files.create(batch.tenant, name, PURPOSE, file_id=file_id, kept_s=kept_s)
             await self._files.append_part(file_id, key, size)
 

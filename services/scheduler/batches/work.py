@@ -8,7 +8,7 @@ from services.scheduler.batches.endings import Ending, faulty
 from services.scheduler.batches.items import Item, decode_item
 from services.scheduler.batches.store import Store
 from shared import keys
-from shared.batches import Batch, Batches, End, Fence, Status, time_ms
+from shared.batches import Batch, Batches, End, Fence, Status
 from shared.bus.client import Bus
 from shared.cancel import Canceller
 from shared.clock import monotonic_s
@@ -91,4 +91,4 @@ async def read_work(tools: Tools, batch_id: str, fence: Fence) -> Work:
     found = await tools.bus.read("HGETALL", keys.batch(batch_id, "open"))
     pairs = zip(found[::2], found[1::2], strict=True)
     open_items = {int(number): decode_item(item) for number, item in pairs}
-    return Work(batch, fence, open_items, await time_ms(tools.bus))
+    return Work(batch, fence, open_items, await tools.bus.time_ms())

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from services.inference.scripts import Ending, Hand
-from services.scheduler.batches import feeder, feeding, gathering, work
+from services.scheduler.batches import feeder, feeding, gathering
 from services.scheduler.batches.feeder import Feeder
 from services.scheduler.batches.gathering import Gathering
 from services.scheduler.batches.items import Item
@@ -16,11 +16,11 @@ from services.scheduler.batches.work import read_work
 from services.scheduler.metrics import BATCH_WAITS
 from services.scheduler.scripts import due
 from shared import keys
-from shared.batches import Batch, Batches, End, Status, file_id_of, move, new_id, time_ms
+from shared.batches import Batch, Batches, End, Status, file_id_of, move, new_id
 from shared.bus.client import Bus
 from shared.bus.connection import Arg, Reply
 from shared.config import Config, Limits
-from shared.errors import MemoryFull, TenantFull
+from shared.errors import ConnectionLost, MemoryFull, TenantFull
 from shared.lifecycle import State
 from shared.messages import Finished, encode
 from shared.policy import Live, Policy, Tenant
@@ -188,11 +188,12 @@ async def test_task_that_was_refused_for_a_while_has_only_the_rest_of_the_window
 ) -> None:
     shift_ms, told, refused = 0, list[float](), set[str]()
 
+    time_ms = Bus.time_ms
+
     async def shifted_ms(bus: Bus) -> int:
         return await time_ms(bus) + shift_ms
 
-    for module in (feeder, work):
-        monkeypatch.setattr(module, "time_ms", shifted_ms)
+    monkeypatch.setattr(Bus, "time_ms", shifted_ms)
     monkeypatch.setattr(feeding, "REFUSED_S", (0.0, 0.0))
     batch = await made(bus, tmp_path, [line(n) for n in range(6)], window_s=3600)
 
@@ -447,6 +448,25 @@ async def test_full_redis_keeps_no_end_from_being_gathered_and_its_file_comes_wh
     await asyncio.wait_for(running, TIMEOUT_S)
     assert (await read(bus, batch)).status is Status.COMPLETED
     assert [said["custom_id"] for said in await read_lines(bus, tmp_path, batch.id, "output")] == ["item-0"]
+
+
+@pytest.mark.parametrize("count", [1, 20], ids=["its last segment", "one in the middle"])
+async def test_tasks_whose_lines_are_written_go_soon_though_their_holder_died_before_it_saw_to_that(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """They would stay for as long as those that wait to be gathered: a file's life behind the window."""
+    batch, forget, died = await made(bus, tmp_path, [line(n) for n in range(count)]), Gathering._forget, list[str]()
+
+    async def forgetting(self: Gathering, *leaving: Any) -> None:
+        if not died:
+            died.append("here")
+            raise ConnectionLost("killed")
+        await forget(self, *leaving)
+
+    monkeypatch.setattr(Gathering, "_forget", forgetting)
+    engine = await fed(bus, tools(bus, tmp_path), batch.id)
+    assert (len(died), (await read(bus, batch)).ended[End.COMPLETED]) == (1, count)
+    assert max([await tasks.ttl_ms(bus, tasks.SHARD.task(id)) for id in engine.ran]) <= gathering.KEPT_MS
 
 
 class Silent(Engine):

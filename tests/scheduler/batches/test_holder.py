@@ -12,7 +12,7 @@ from services.scheduler.batches import feeder, holder, scripts
 from services.scheduler.batches.holder import Holder
 from shared import keys
 from shared.batch_view import view
-from shared.batches import Batch, Batches, End, Status
+from shared.batches import Batch, Batches, End, Status, file_id_of
 from shared.bus.client import Bus
 from shared.clock import now_ms
 from shared.config import Limits
@@ -324,7 +324,7 @@ async def test_batch_that_waits_is_seen_by_a_scheduler_with_a_place_though_a_ful
     async def time_ms(bus: Bus) -> int:
         return at_ms
 
-    monkeypatch.setattr(holder, "time_ms", time_ms)
+    monkeypatch.setattr(Bus, "time_ms", time_ms)
     config = replace(batches.CONFIG, limits=Limits(batch_window=8, lease_s=60))
     full, free = Holder(tools(bus, tmp_path, config)), Holder(tools(bus, tmp_path, config))
     some = [await made(bus, tmp_path, LINES, tenant=tenant) for tenant in ("a", "b")]
@@ -349,7 +349,8 @@ async def test_batch_that_waits_is_seen_by_a_scheduler_with_a_place_though_a_ful
 async def test_clock_of_a_scheduler_may_be_wrong_without_harm(
     bus: Bus, tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, days: int
 ) -> None:
-    """Ahead of Redis', it would end what has time; behind it, it would not find what is due."""
+    """Ahead of Redis', it would end what has time; behind it, it would not find what is due. Output is kept from the end of the
+    window, whoever writes it."""
     batch, at_ns = await made(bus, tmp_path, LINES), time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: at_ns() + days * 24 * 3600 * 10**9)
     running = asyncio.create_task((each := Holder(tools(bus, tmp_path))).run())
@@ -357,6 +358,9 @@ async def test_clock_of_a_scheduler_may_be_wrong_without_harm(
     await each.stop()
     await running
     assert (await Batches(bus, 1).read(batch.id)).ended[End.COMPLETED] == 20
+    expires_at_ms = int(await bus.commands.call("HGET", keys.file(file_id_of(batch.id, "output")), "expires_at_ms"))
+    behind_ms = expires_at_ms - batch.expires_at_ms - batches.CONFIG.limits.files_kept_s * 1000
+    assert -1000 < behind_ms < 3_600_000, "it is kept from another moment"
 
 
 async def test_leases_are_given_back_at_once_and_not_in_turn(

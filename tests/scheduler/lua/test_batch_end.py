@@ -13,7 +13,7 @@ from tests.scheduler.lua.test_batch_lease import held
 from tests.shared.lua.test_batch_make import ASKED, ID
 from tests.support.redis import assert_refused_whole, snapshot
 
-SEGMENT = Segment("1-a", 70, 30, 2, 1, 12, 34)
+SEGMENT = Segment("1-a", 70, 30, 2, 1, 12, 34, b'{"smol.0.0.0.1":5}')
 ITEMS = [Ended(0, End.COMPLETED), Ended(1, End.FAILED), Ended(3, End.COMPLETED)]
 
 
@@ -33,6 +33,7 @@ async def test_items_end_with_their_counts_and_their_segment(bus: Bus, fence: Fe
     assert await bus.commands.call("HKEYS", keys.batch(ID, "open")) == [b"2", b"4"]
     assert await bus.commands.call("LRANGE", keys.batch(ID, "unfiled"), 0, -1) == [b"output 1-a 70", b"errors 1-a 30"]
     assert await bus.commands.call("BITCOUNT", keys.batch(ID, "ended")) == 3
+    assert await bus.commands.call("HGET", keys.batch(ID, "state"), "leaving") == SEGMENT.tasks
 
 
 async def test_segment_without_errors_names_none(bus: Bus, fence: Fence) -> None:
