@@ -33,8 +33,9 @@ class Answer:
 
     @property
     def has_ended(self) -> bool:
-        """The task has, not just its client's patience."""
-        return self.finished.done() and not self.finished.cancelled() and self.finished.exception() is None
+        """The task has, or Redis has lost it: not just its client's patience."""
+        finished = self.finished
+        return finished.done() and not finished.cancelled() and not isinstance(finished.exception(), ClientGone)
 
     def abandon(self) -> None:
         """Nobody reads the answer any more."""

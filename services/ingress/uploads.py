@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope
 
 from services.ingress.http import ClientGone, header
 from shared.errors import UNDECODABLE, FileTooLarge, InvalidRequest
-from shared.forms import FORM, boundary_of, disposition
+from shared.forms import FORM, LONGEST_TYPE, boundary_of, disposition
 
 FIELD_BYTES = 4096
 """Of the value of one field: purposes and numbers."""
@@ -34,7 +34,8 @@ class Form:
         boundary = boundary_of(content_type)
         if content_type.partition(";")[0].strip().lower() != FORM or not boundary:
             raise InvalidRequest(
-                f"The header Content-Type is {content_type[:80]!r}; expected {FORM} with its boundary."
+                f"The header Content-Type is {content_type[:80]!r}; expected {FORM} with its boundary,"
+                f" in at most {LONGEST_TYPE} printable characters of ASCII."
             )
         announced = header(scope, b"content-length")
         if announced.isdigit() and int(announced) > limit_bytes + FRAME_BYTES:

@@ -63,6 +63,7 @@ class Feed:
         """The task's first event has just come: it is told from there, without a look at its hash and log."""
         metrics.SUBSCRIPTIONS.inc()
         self._subscription.open_new()
+        self._subscription.exists()
         self._tell_start(State.PENDING, 0)
         self.on_event(self.cursor.position, event)
 

@@ -65,11 +65,13 @@ class Outbox:
             left.append(self._settle(task_id, record, used))
         if record.task.webhook:
             left.append(self._tell(task_id, record))
-        kept_from = await asyncio.gather(*left, return_exceptions=True)
-        for fault in kept_from:
-            if fault is not None and not isinstance(fault, BusError):
-                raise fault
-        return next((fault for fault in kept_from if isinstance(fault, BusError)), None)
+        faults = [fault for fault in await asyncio.gather(*left, return_exceptions=True) if fault is not None]
+        for fault in faults:
+            if isinstance(fault, BusError):  # before all others: as a dead letter the entry would not come again
+                return fault
+        if faults:
+            raise faults[0]
+        return None
 
     async def _reply(self, task_id: str, record: Record, result: bytes | None) -> BusError | None:
         try:

@@ -160,11 +160,11 @@ class Subscription:
 
     async def _catch_up(self) -> None:
         """Raises: _Hole, if what Redis has does not join what was delivered."""
-        self._overflowed = False
+        self._overflowed, to_come = False, self._to_come  # as it stands when the hash is read
         task = self._tail.keys.task(self.task_id)
         values, page = await asyncio.gather(self._bus.bulk.send("HMGET", task, *FIELDS), self._page())
         record = parse_record(values)
-        if record is None and self._to_come:
+        if record is None and to_come:
             self._go_live()
             return
         if record is not None and record.state.terminal and record.finished is None:

@@ -11,23 +11,12 @@ import msgspec
 import websockets
 
 from tests.chaos.history import History
-from tests.support.websocket import Message, PushClient, Seen
+from tests.support.websocket import PushClient, Seen
 
 TROUBLE = (websockets.WebSocketException, OSError, TimeoutError)
 PAUSE_S = 0.5
 LEAVES = 0.01
 """Share of frames after which the page goes away on its own: a laptop is closed."""
-
-
-class Page(PushClient):
-    """Answers pings, so that it is not taken for dead."""
-
-    async def receive(self) -> list[Message]:
-        frame = await super().receive()
-        pings = [{"t": "pong", "ts": message["ts"]} for message in frame if message["t"] == "ping"]
-        if pings:
-            await self.send(*pings)
-        return frame
 
 
 class Watcher:
@@ -72,11 +61,11 @@ class Watcher:
             raise
         return self.tasks.get(task) or Seen()
 
-    async def _follow(self, subscribe: Callable[[Page], Any]) -> None:
+    async def _follow(self, subscribe: Callable[[PushClient], Any]) -> None:
         while not self._over and not self.broken:
             try:
                 url = next(self._sockets)
-                async with asyncio.timeout(120), Page(url) as page:
+                async with asyncio.timeout(120), PushClient(url) as page:
                     self._history.note(self.name, "connected", url=url)
                     page.tasks = self.tasks
                     await subscribe(page)
@@ -91,7 +80,7 @@ class Watcher:
             self._news.set()
             await asyncio.sleep(self._dice.uniform(0, PAUSE_S))
 
-    async def _read(self, page: Page) -> None:
+    async def _read(self, page: PushClient) -> None:
         while not self._over and self._dice.random() > LEAVES:
             frame = await page.receive()
             self._news.set()
@@ -103,5 +92,5 @@ class Watcher:
 async def cancel_over_socket(url: str, task: str) -> None:
     """As a page that cancels and goes."""
     with contextlib.suppress(AssertionError, *TROUBLE):
-        async with asyncio.timeout(10), Page(url) as page:
+        async with asyncio.timeout(10), PushClient(url) as page:
             await page.send({"t": "cancel", "task": task})

@@ -7,6 +7,7 @@ from msgspec import Raw
 from starlette.types import Message
 
 from services.ingress.answers import Answer
+from services.ingress.attendance import Attendance
 from services.ingress.openai import OpenAI
 from services.ingress.served import Served
 from shared.clock import monotonic_s
@@ -80,3 +81,13 @@ async def test_a_task_that_is_lost_in_the_middle_ends_the_stream_with_an_error(a
     client = await streamed(answer, None)
     assert client.status == 200
     assert b'"code":"task_not_found"' in client.body
+
+
+async def test_a_task_that_is_lost_is_not_cancelled(answer: Answer) -> None:
+    """The note of it would be kept for days."""
+    unused: Any = None
+    attendance = Attendance(unused, unused)
+    with attendance.hold(answer):
+        answer.on_event(AT, chunks(1))
+        assert b"task_not_found" in (await streamed(answer, None)).body
+    assert not attendance._cancelling

@@ -152,7 +152,7 @@ async def test_a_part_names_itself_once() -> None:
 
 
 async def test_the_header_of_a_form_is_bounded_before_it_is_read() -> None:
-    with pytest.raises(InvalidRequest, match="Content-Type"):
+    with pytest.raises(InvalidRequest, match=r"Content-Type .* in at most 256 printable"):
         Form(scope(content_type=f"multipart/form-data; boundary={BOUNDARY}{';' * 60_000}"), arriving(b""), LIMIT)
 
 

@@ -6,12 +6,14 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from services.notifier import outbox as module
 from services.notifier.outbox import Outbox
 from shared import keys
 from shared.bus.client import Bus
-from shared.bus.consume import Entry
+from shared.bus.consume import Entry, Unfinished
 from shared.cancel import cancel
 from shared.config import Config
+from shared.errors import ConnectionLost
 from shared.keys import quota
 from shared.lifecycle import State
 from shared.messages import Finished, Stored, Task, decode_delivery, encode
@@ -114,6 +116,24 @@ async def test_an_entry_that_cannot_be_dealt_with_is_a_dead_letter_and_holds_up_
     assert letter[b"t"].decode() == broken
     assert b"it cannot be dealt with: ValueError" in letter[b"reason"]
     assert len(await tasks.entries(bus, keys.reply("orders"))) == 2
+
+
+async def test_an_entry_whose_reply_must_wait_comes_again_whatever_else_is_wrong_with_it(
+    bus: Bus, outbox: Outbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(*_: object) -> None:
+        raise ConnectionLost("lost")
+
+    caplog.set_level(logging.CRITICAL)
+    broken = await cancelled(bus, reply_to="orders")
+    await bus.commands.call("HSET", tasks.SHARD.task(broken), "used", "many")
+    with monkeypatch.context() as away:
+        away.setattr(module, "send_reply", lost)
+        with pytest.raises(Unfinished):
+            await carry_out(bus, outbox)
+    assert await tasks.entries(bus, tasks.SHARD.dead) == []
+    assert len(await carry_out(bus, outbox)) == 1
+    assert len(await tasks.entries(bus, keys.reply("orders"))) == 1
 
 
 async def test_a_result_of_any_depth_is_replied(bus: Bus, outbox: Outbox) -> None:

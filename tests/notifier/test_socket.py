@@ -32,6 +32,7 @@ from tests.support import tasks
 from tests.support.redis import Proxy
 from tests.support.tails import tailing
 from tests.support.waiting import wait_until
+from tests.support.websocket import PushClient
 
 HELLO = {"t": "hello", "v": 1}
 
@@ -119,6 +120,23 @@ async def test_silence_is_broken_by_pings_and_a_client_that_answers_stays(bus: B
             [ping] = await messages(socket)
             assert ping["t"] == "ping"
             await socket.send(json.dumps([{"t": "pong", "ts": ping["ts"]}]))
+
+
+async def test_the_client_that_other_tests_use_answers_pings() -> None:
+    class Server:
+        def __init__(self) -> None:
+            self.heard: list[Any] = []
+
+        async def recv(self) -> str:
+            return json.dumps([{"t": "ping", "ts": 7}])
+
+        async def send(self, frame: str) -> None:
+            self.heard += json.loads(frame)
+
+    page, server = PushClient("unused"), Server()
+    page._socket = server  # type: ignore[assignment]
+    await page.receive()
+    assert server.heard == [{"t": "pong", "ts": 7}]
 
 
 async def test_a_client_that_answers_no_ping_is_let_go_and_may_come_back(bus: Bus) -> None:

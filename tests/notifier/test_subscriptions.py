@@ -3,9 +3,12 @@
 import asyncio
 from typing import Any
 
-from services.notifier.frames import Outbound, Sub
+import pytest
+
+from services.notifier.frames import Err, Outbound, Sub
 from services.notifier.line import Line
 from services.notifier.subscriptions import SessionFeed
+from shared.bus import subscription
 from shared.bus.client import Bus
 from shared.bus.tail import Tail, Tails
 from shared.lifecycle import State
@@ -42,4 +45,22 @@ async def test_a_task_that_was_missed_while_the_session_was_looked_up_is_told(bu
         feed.on_gap()
         feed.go_on.set()
         await wait_until(lambda: [message for message in told if getattr(message, "task", "") == task], "it is told")
+        feed.close()
+
+
+async def test_a_task_that_redis_loses_after_its_first_event_is_told_to_be_gone(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscription, "SILENT_S", 0.05)
+    told: list[Outbound] = []
+    async with tailing(bus) as tail:
+        line, sub = Line(Outlooks(bus, tasks.LIMITS)), Sub(id=1, session="s")
+        feed = SessionFeed(bus, Tails([tail]), line, sub, told.append)
+        feed.open()
+        assert feed._looking is not None
+        await feed._looking  # so that the event alone tells of the task
+        task = await tasks.submitted(bus, session="s")
+        await wait_until(lambda: told, "its start is told")
+        await bus.commands.call("DEL", tasks.SHARD.task(task))
+        await wait_until(lambda: isinstance(told[-1], Err), "its loss is told")
         feed.close()

@@ -6,7 +6,6 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from shared.clock import monotonic_s
 from shared.errors import ConfigError
 from shared.lifespan import HttpServer, unless_stopped
 
@@ -57,12 +56,10 @@ async def test_a_call_under_way_is_answered_while_the_server_stops() -> None:
 async def test_a_call_that_takes_longer_than_the_time_to_drain_loses_its_connection_and_gets_no_error() -> None:
     app = Slow()
     server, calling, client = await asked(app, drain_s=0.05)
-    began_s = monotonic_s()
     await server.stop()
     with pytest.raises(httpx.RemoteProtocolError):
         await calling
     assert app.gone
-    assert monotonic_s() - began_s < 4
     await client.aclose()
 
 

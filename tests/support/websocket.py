@@ -67,10 +67,12 @@ class PushClient:
         await self.send({"t": "sub", "id": id, "session": session, "after": cursors})
 
     async def receive(self) -> list[Message]:
-        """Apply one frame."""
+        """Apply one frame, and answer its pings: who does not is let go."""
         frame: list[Message] = json.loads(await asyncio.wait_for(self.socket.recv(), 60))
         for message in frame:
             self._apply(message)
+        if pongs := [{"t": "pong", "ts": message["ts"]} for message in frame if message["t"] == "ping"]:
+            await self.send(*pongs)
         return frame
 
     async def until_end(self, *tasks: str) -> None:

@@ -12,6 +12,7 @@ from services.scheduler.scripts import dispatch, reap
 from shared.bus import subscription as module
 from shared.bus import tail as tail_module
 from shared.bus.client import Bus
+from shared.bus.connection import Arg, Reply
 from shared.bus.cursor import Cursor, entry_id
 from shared.bus.subscription import Phase, Subscription
 from shared.bus.tail import Tail
@@ -437,6 +438,35 @@ async def test_a_task_that_redis_forgets_once_it_was_submitted_is_gone(
     subscription.open_new()
     subscription.exists()
     await wait_until(lambda: sink.synced == [None], "it is told that the task is gone")
+
+
+async def test_a_task_that_is_submitted_while_its_hash_is_read_is_not_taken_for_gone(
+    bus: Bus, tail: Tail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the hash said before the submission is heard behind the answer to it."""
+    made, sink, send = tasks.item(), Recorder(), bus.bulk.send
+    read, go_on = asyncio.Event(), asyncio.Event()
+
+    async def late(*command: Arg) -> Reply:
+        found = await send(*command)
+        read.set()
+        await go_on.wait()
+        return found
+
+    def sent(*command: Arg) -> asyncio.Future[Reply]:
+        return asyncio.ensure_future(late(*command)) if command[0] == "HMGET" else send(*command)
+
+    subscription = Subscription(bus, tail, made.id, sink)
+    subscription.open_new()
+    monkeypatch.setattr(bus.bulk, "send", sent)
+    subscription.on_gap()
+    await read.wait()
+    await submit(bus, SHARD, tasks.CONFIG, [made])
+    subscription.exists()
+    go_on.set()
+    await wait_until(lambda: sink.live or sink.synced, "it has caught up")
+    assert (sink.synced, subscription.phase) == ([], Phase.LIVE)
+    subscription.close()
 
 
 async def test_an_end_that_comes_live_before_its_chunks_brings_them_from_the_log(
