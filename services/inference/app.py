@@ -102,6 +102,7 @@ class Service:
             if await unless_stopped(stop, all_passed([self._consumer])) is not None:
                 announce_ready(settings, "inference", url)
                 await first_of(stop, self.worker.died)
+            await self._checking.stop()  # an engine may lose the cancellation
             checked.cancel()  # it may be waiting for an engine that hangs
             await self._leave(reading)
             await reloading.stop()

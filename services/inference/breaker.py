@@ -147,10 +147,11 @@ class Breaker:
         if self._state is State.CLOSED and self._clock() - self._since_s >= CALM_S:
             self._pauses = 0
         longest_s = LONGEST_UNREACHED_S if why is Why.UNREACHED else LONGEST_PAUSE_S
-        pause_s = min(longest_s, FIRST_PAUSE_S * 2**self._pauses)
-        self._pauses = min(self._pauses + 1, 10)
+        pause_s = FIRST_PAUSE_S * 2**self._pauses
+        if pause_s < longest_s:
+            self._pauses += 1
         self._enter(State.OPEN)
-        self._over_s = self._since_s + pause_s * (1 + self._jitter()) / 2
+        self._over_s = self._since_s + min(longest_s, pause_s) * (1 + self._jitter()) / 2
         return why
 
     def _enter(self, state: State) -> None:

@@ -99,16 +99,10 @@ class Closing:
         await self._emitter.settle(run)
         await self.refuse(run.hand, run.published, BROKEN)
 
-    async def refuse(self, hand: Hand, published: int, why: Parting) -> str:
-        """Give a task up without anything of this run; answers the verdict of release.lua."""
-
-        def write() -> Awaitable[str]:
-            return self._releases.add(untouched(hand, published, why))
-
-        while (verdict := await self._repeated(hand.id, write)).startswith("gap"):
-            published = int(verdict[4:])
+    async def refuse(self, hand: Hand, published: int, why: Parting) -> None:
+        """Give a task up without anything of this run."""
+        verdict = await self._hand_back(hand, published, why)
         metrics.GIVEN_UP.labels(why.why, verdict).inc()
-        return verdict
 
     async def drain(self) -> None:
         await self._endings.drain()
@@ -144,9 +138,19 @@ class Closing:
             run.published = int(verdict[4:])
             if run.published > run.last:
                 log.error("task %s has %d chunks published, this run made fewer", run.id, run.published)
-                return await self.refuse(run.hand, run.published, OUT_OF_STEP)
+                return await self._hand_back(run.hand, run.published, OUT_OF_STEP)
         if verdict == "fenced":
             metrics.FENCED.inc()
+        return verdict
+
+    async def _hand_back(self, hand: Hand, published: int, why: Parting) -> str:
+        """Nothing of this run joins what is published; answers the verdict of release.lua."""
+
+        def write() -> Awaitable[str]:
+            return self._releases.add(untouched(hand, published, why))
+
+        while (verdict := await self._repeated(hand.id, write)).startswith("gap"):
+            published = int(verdict[4:])
         return verdict
 
     async def _repeated(self, task_id: str, write: Callable[[], Awaitable[str]]) -> str:

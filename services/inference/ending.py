@@ -153,7 +153,7 @@ def setback(run: Run, conclusion: Conclusion, least_s: float, *, final: bool) ->
 
 
 def untouched(hand: Hand, published: int, parting: Parting) -> Release:
-    """A task that was started and cannot even be read."""
+    """Nothing that this run has made: what is published stands."""
     return Release(
         hand.id, hand.epoch, hand.entry, published + 1, published, b"", b"", 0, parting.charge, parting.why, 0
     )

@@ -113,7 +113,8 @@ class Process:
 
     async def _load(self) -> None:
         try:
-            data = await asyncio.wait_for(read_frame(self._reader), self._options.load_s)
+            async with asyncio.timeout(self._options.load_s):  # wait_for loses a cancellation of that moment
+                data = await read_frame(self._reader)
         except TimeoutError:
             raise CannotLoad(f"it has not loaded within {self._options.load_s:g} s (python.load_s)") from None
         match reports.decode(data) if data is not None else None:
@@ -123,7 +124,8 @@ class Process:
                 raise CannotLoad(why)
             case _:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._process.wait(), GRACE_S)
+                    async with asyncio.timeout(GRACE_S):
+                        await self._process.wait()
                 raise CannotLoad(self.why)
 
     async def serve(self) -> None:

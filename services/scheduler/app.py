@@ -114,7 +114,7 @@ class Start(Struct, frozen=True):
 async def prepared(bus: Bus, deployment: Config) -> Start:
     """What must be in Redis before a loop may run. Its errors are told and waited out, as the loops do.
 
-    Raises: ConfigError, as register_shards and Bus.reach.
+    Raises: ConfigError, as register_shards and Bus.reach; CommandRefused, as Bus.reach.
     """
     await bus.reach()
     while True:

@@ -121,6 +121,16 @@ def test_what_cannot_be_connected_to_is_tried_often_however_long_it_is_away(brea
         assert state_of(breaker) is State.HALF_OPEN
 
 
+def test_the_first_failure_after_a_long_absence_does_not_count_as_one_of_many(breaker: Breaker, clock: Clock) -> None:
+    """A server that is started again refuses connections, then says for a while that it loads its model."""
+    for _ in range(10):
+        assert breaker.answered("t", breaker.began(), failed=True, unreached=True) is Why.UNREACHED
+        clock.now_s += LONGEST_UNREACHED_S
+    assert fail(breaker, "t") is Why.PROBE
+    clock.now_s += 2 * LONGEST_UNREACHED_S
+    assert state_of(breaker) is State.HALF_OPEN
+
+
 @given(st.floats(0, 1))
 def test_workers_of_one_upstream_do_not_come_back_together(jitter: float) -> None:
     clock = Clock()

@@ -14,9 +14,10 @@ import pytest
 from services.inference.engine import Answer, Call, CannotResume, Chunk, EngineDead
 from services.inference.engine_python import PythonEngine
 from services.inference.python_batches import Item, Job
-from services.inference.python_frames import Body, Fault
+from services.inference.python_frames import Body, Fault, Ready, frame
 from services.inference.python_output import LINES_PER_S
 from services.inference.python_places import CHUNK_BYTES, LEAKS, STARTS, gpus
+from services.inference.python_process import Process
 from services.inference.python_results import result
 from shared.engine_options import PythonOptions
 from shared.errors import ConfigError
@@ -194,6 +195,27 @@ async def test_a_body_of_another_type_than_json_or_a_form_is_refused(make: Make)
 
 
 # -- what ends a process
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_process_that_is_given_up_in_the_moment_it_has_loaded_is_not_kept(turns: int) -> None:
+    class Loading(Process):
+        """Without a process."""
+
+        def __init__(self) -> None:
+            super().__init__(PythonOptions(callable="x:y"), "p", {}, lambda *_: None)
+            self._reader = asyncio.StreamReader()
+
+    process = Loading()
+    loading = asyncio.create_task(process._load())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    process._reader.feed_data(frame(Ready(is_async=False)))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    heeded = loading.cancel()
+    await asyncio.wait([loading])
+    assert loading.cancelled() is heeded
 
 
 KILLERS = [
