@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 ORPHAN_S = 2.0
 """What a service whose parent was killed may still take; leases and groups of the dead are dealt with by others."""
 
+LATE_S = 1.0
+"""A start that takes longer opens the port before it is over: then those want an answer who watch the service. Until then whoever
+connects is refused, and goes to another replica at once."""
 CLOSING_S = 5
 """For calls to end whose connections were closed."""
 
@@ -155,9 +158,10 @@ class HttpServer:
         )
         self._server, self._drain_s = _Server(config), drain_s
         self._serving: asyncio.Task[None] | None = None
+        self._late: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        self._late = asyncio.get_running_loop().call_later(LATE_S, self._listen)
         return self
 
     async def __aexit__(
@@ -166,10 +170,15 @@ class HttpServer:
         await self.stop()
 
     async def start(self) -> None:
-        log.info("listening at %s", self.url)
-        self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="http")
-        while not self._server.started and not self._serving.done():
+        serving = self._listen()
+        while not self._server.started and not serving.done():
             await asyncio.sleep(0.005)
+
+    def _listen(self) -> asyncio.Task[None]:
+        if self._serving is None:
+            log.info("listening at %s", self.url)
+            self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="http")
+        return self._serving
 
     async def stop(self) -> None:
         """Accept nothing more, let what is under way end within `drain_s`; then close its connections.
@@ -178,7 +187,10 @@ class HttpServer:
         with a 500: that would say that the request failed, and many clients would give up.
         """
         self._server.should_exit = True
+        if self._late is not None:
+            self._late.cancel()
         if self._serving is None:
+            self._socket.close()
             return
         await asyncio.wait([self._serving], timeout=self._drain_s)
         for connection in list(self._server.server_state.connections):

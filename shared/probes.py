@@ -91,9 +91,10 @@ async def _come_again(scope: Scope, receive: Receive, send: Send) -> None:
     kind = scope["type"]
     prefix = "websocket.http" if kind == "websocket" else kind
     error = ErrorBody(message="This service is starting. Try again later.", type="server_error", code="starting")
-    headers = [(b"content-type", b"application/json"), (b"retry-after", b"2")]
+    body = msgspec.json.encode({"error": error})
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"retry-after", b"2")]
     await send({"type": f"{prefix}.response.start", "status": 503, "headers": headers})
-    await send({"type": f"{prefix}.response.body", "body": msgspec.json.encode({"error": error})})
+    await send({"type": f"{prefix}.response.body", "body": body})
 
 
 def _answer(status: int, word: str, faults: list[str]) -> Response:

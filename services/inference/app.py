@@ -87,6 +87,7 @@ class Service:
             if await unless_stopped(stop, self._bus.reach()) is None:
                 return
             door.open(Starlette(routes=probe_routes(*self._checks)))
+            await http.start()
             await self._work(settings, stop, reloading, http.url)
             handed_back = await retire(self._bus, self._owner, running=True)
             log.info("stopped; %d tasks handed back", handed_back.handed_back)

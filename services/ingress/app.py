@@ -69,6 +69,7 @@ async def serve(
                 tasks.create_task(loop.run())
             if await unless_stopped(stop, *(tail.joined.wait() for tail in tails)) is not None:
                 door.open(app)
+                await http.start()
                 announce_ready(settings, "ingress", http.url)
                 await stop.wait()
             await http.stop()

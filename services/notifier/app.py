@@ -77,6 +77,7 @@ async def serve(
                 tasks.create_task(loop.run())
             if await unless_stopped(stop, *(tail.joined.wait() for tail in tails)) is not None:
                 door.open(app)
+                await http.start()
                 announce_ready(settings, "notifier", http.url)
                 await stop.wait()
             events.stopping.set()

@@ -54,6 +54,7 @@ async def run(settings: Settings) -> None:
             if started is not None:
                 loops = working(bus, deployment, settings, replica, *started)
                 door.open(Starlette(routes=probe_routes(*map(passing, loops))))
+                await http.start()
                 await serve(settings, stop, http, loops)
 
 

@@ -1,13 +1,17 @@
-"""How services wait and stop: what a server has under way ends, or its connection does; nobody is answered with an error."""
+"""How services start, wait and stop: what a server has under way ends, or its connection does; nobody is answered with an error."""
 
 import asyncio
+import contextlib
 
 import httpx
 import pytest
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from shared import lifespan
 from shared.errors import ConfigError
 from shared.lifespan import HttpServer, unless_stopped
+from tests.support.waiting import wait_until
 
 
 class Slow:
@@ -93,3 +97,19 @@ async def test_a_fault_of_work_is_raised_and_ends_the_rest(no_task_left: None) -
 
     with pytest.raises(ConfigError, match="wrong"):
         await unless_stopped(asyncio.Event(), asyncio.Event().wait(), refused())
+
+
+async def test_a_port_is_shut_until_the_service_is_ready_or_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with HttpServer(Response(), "127.0.0.1", 0) as server, httpx.AsyncClient() as client:
+        with pytest.raises(httpx.ConnectError):
+            await client.get(server.url)
+    monkeypatch.setattr(lifespan, "LATE_S", 0.01)
+    async with HttpServer(Response(), "127.0.0.1", 0) as server, httpx.AsyncClient() as client:
+
+        async def answers() -> bool:
+            with contextlib.suppress(httpx.ConnectError):
+                return (await client.get(server.url)).status_code == 200
+            return False
+
+        await wait_until(answers, "it answers though nobody has started it")
+        await server.start()
