@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -101,6 +101,16 @@ async def unless_stopped(stop: asyncio.Event, *work: Coroutine[Any, Any, Made]) 
         for task in (*doing, stopping):
             task.cancel()
         await asyncio.gather(done, *doing, stopping, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def running(loops: Sequence[Loop]) -> AsyncIterator[None]:
+    """The loops run until the block is left; then they are told to stop, and waited for."""
+    async with asyncio.TaskGroup() as tasks:
+        for loop in loops:
+            tasks.create_task(loop.run())
+        yield
+        await asyncio.gather(*(loop.stop() for loop in loops))
 
 
 async def all_passed(loops: Sequence[Loop]) -> None:

@@ -133,10 +133,10 @@ def to_json(made: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and numbers of numpy and its kin. Raises: NotImplementedError."""
+    """Arrays and numbers of numpy and its kin. Raises: TypeError."""
     if callable(getattr(value, "tolist", None)):
         return value.tolist()
-    raise NotImplementedError(f"it holds {_kind(value)}")
+    raise TypeError(f"it holds {_kind(value)}")
 
 
 def fault_of(error: BaseException) -> Fault:

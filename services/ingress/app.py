@@ -30,7 +30,7 @@ from shared.errors import ErrorBody
 from shared.files import Files
 from shared.ids import new_nonce
 from shared.large import Large
-from shared.lifespan import HttpServer, announce_ready, stop_requested, unless_stopped
+from shared.lifespan import HttpServer, announce_ready, running, stop_requested, unless_stopped
 from shared.messages import encode
 from shared.objects import Objects
 from shared.origins import origin_pattern
@@ -64,16 +64,13 @@ async def serve(
     async with HttpServer(door, settings.host, settings.port, drain_s=settings.drain_s) as http:
         if await unless_stopped(stop, bus.reach()) is None:
             return
-        async with asyncio.TaskGroup() as tasks:
-            for loop in loops:
-                tasks.create_task(loop.run())
+        async with running(loops):
             if await unless_stopped(stop, *(tail.joined.wait() for tail in tails)) is not None:
                 door.open(app)
                 await http.start()
                 announce_ready(settings, "ingress", http.url)
                 await stop.wait()
             await http.stop()
-            await asyncio.gather(*(loop.stop() for loop in loops))
 
 
 def build(bus: Bus, deployment: Config, settings: Settings, tails: Tails, attendance: Attendance) -> ASGIApp:

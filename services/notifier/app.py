@@ -19,7 +19,7 @@ from shared.bus.consume import Consumer
 from shared.bus.tail import Tail, Tails
 from shared.cancel import Canceller
 from shared.ids import new_nonce
-from shared.lifespan import HttpServer, announce_ready, stop_requested, unless_stopped
+from shared.lifespan import HttpServer, announce_ready, running, stop_requested, unless_stopped
 from shared.origins import origin_pattern
 from shared.place import Outlooks
 from shared.probes import Door, Loop, passing, probe_routes
@@ -72,9 +72,7 @@ async def serve(
     async with HttpServer(door, settings.host, settings.port, websockets=True, drain_s=settings.drain_s) as http:
         if await unless_stopped(stop, bus.reach()) is None:
             return
-        async with asyncio.TaskGroup() as tasks:
-            for loop in loops:
-                tasks.create_task(loop.run())
+        async with running(loops):
             if await unless_stopped(stop, *(tail.joined.wait() for tail in tails)) is not None:
                 door.open(app)
                 await http.start()
@@ -82,8 +80,6 @@ async def serve(
                 await stop.wait()
             events.stopping.set()
             sockets.drain(DRAIN_SPREAD_MS)
-            await asyncio.gather(*(loop.stop() for loop in loops))
-            await http.stop()
 
 
 def build(settings: Settings, sockets: Sockets, events: Events, loops: list[Loop]) -> ASGIApp:

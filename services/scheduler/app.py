@@ -31,7 +31,7 @@ from shared.errors import BusError, ConfigError
 from shared.files import Files
 from shared.ids import new_nonce
 from shared.keys import shard_keys
-from shared.lifespan import HttpServer, all_passed, announce_ready, stop_requested, unless_stopped
+from shared.lifespan import HttpServer, all_passed, announce_ready, running, stop_requested, unless_stopped
 from shared.objects import Objects
 from shared.periodic import Periodic
 from shared.probes import Door, Loop, passing, probe_routes
@@ -97,13 +97,10 @@ def consumer(bus: Bus, replica: str, stream: str, group: str, handle: Handler, c
 
 
 async def serve(settings: Settings, stop: asyncio.Event, http: HttpServer, loops: list[Loop]) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        for loop in loops:
-            tasks.create_task(loop.run())
+    async with running(loops):
         if await unless_stopped(stop, all_passed(loops)) is not None:
             announce_ready(settings, "scheduler", http.url)
             await stop.wait()
-        await asyncio.gather(*(loop.stop() for loop in loops))
 
 
 class Start(Struct, frozen=True):

@@ -398,14 +398,18 @@ async def handed_again(bus: Bus, owner: Owner) -> Hand:
     return hand
 
 
+async def lost_and_handed_again(bus: Bus, owner: Owner, hand: Hand) -> Hand:
+    await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
+    await reap(bus, SHARD, owner.limits)
+    return await handed_again(bus, owner)
+
+
 async def test_a_task_that_comes_back_to_the_worker_that_lost_it_runs_there_again(bus: Bus, owner: Owner) -> None:
     engine = Scripted(HANG)
     worker = Worker(bus, owner, engine, CONFIG)
     hand = await begun(bus, owner, worker)
     await wait_until(lambda: engine.calls, "it runs")
-    await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
-    await reap(bus, SHARD, owner.limits)
-    back = await handed_again(bus, owner)
+    back = await lost_and_handed_again(bus, owner, hand)
     assert await worker.on_work([as_entry(back)]) == []
     await wait_until(lambda: len(engine.calls) == 2, "it runs again")
     assert (worker.runs[hand.id].hand, engine.closed) == (back, 1)
@@ -440,9 +444,7 @@ async def test_an_entry_that_comes_again_while_its_task_waits_behind_the_old_run
     worker = Worker(bus, owner, engine, CONFIG)
     hand = await begun(bus, owner, worker)
     await wait_until(lambda: engine.calls, "it runs")
-    await bus.commands.call("ZADD", SHARD.leases, 1, hand.id)
-    await reap(bus, SHARD, owner.limits)
-    back = await handed_again(bus, owner)
+    back = await lost_and_handed_again(bus, owner, hand)
     for _ in range(3):
         assert await worker.on_work([as_entry(back)]) == []
     assert list(worker._aside) == [back.entry]

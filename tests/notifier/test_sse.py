@@ -1,6 +1,8 @@
 """The SSE twin of a subscription tells what the WebSocket tells."""
 
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -20,21 +22,28 @@ from tests.support import tasks
 from tests.support.tails import tailing
 
 
-async def test_a_waiting_task_tells_its_place_and_then_its_end(bus: Bus) -> None:
-    task = await tasks.admitted(bus)
+@contextlib.asynccontextmanager
+async def reading(bus: Bus, task: str) -> AsyncIterator[AsyncIterator[str]]:
+    """The lines that a client of the task's events is told."""
     async with tailing(bus) as tail:
         events = Events(bus, Tails([tail]), Line(Outlooks(bus, tasks.LIMITS)), heartbeat_s=25)
         http = HttpServer(Starlette(routes=[Route("/v1/tasks/{id}/events", events.endpoint)]), "127.0.0.1", 0)
         await http.start()
-        told: list[dict[str, Any]] = []
         async with httpx.AsyncClient(base_url=http.url) as client:
             async with client.stream("GET", f"/v1/tasks/{task}/events") as answer:
-                async for line in answer.aiter_lines():
-                    if line.startswith("data: "):
-                        told.append(json.loads(line[6:]))
-                        if told[-1]["t"] == "st":
-                            await Canceller(bus, tasks.CONFIG).cancel(task)
+                yield answer.aiter_lines()
         await http.stop()
+
+
+async def test_a_waiting_task_tells_its_place_and_then_its_end(bus: Bus) -> None:
+    task = await tasks.admitted(bus)
+    told: list[dict[str, Any]] = []
+    async with reading(bus, task) as lines:
+        async for line in lines:
+            if line.startswith("data: "):
+                told.append(json.loads(line[6:]))
+                if told[-1]["t"] == "st":
+                    await Canceller(bus, tasks.CONFIG).cancel(task)
     place = next(message for message in told if message["t"] == "st")
     assert place["info"] == {"pos": 1, "why": "no_worker"}
     assert (told[-1]["t"], told[-1]["status"]) == ("fail", "cancelled")
@@ -43,16 +52,10 @@ async def test_a_waiting_task_tells_its_place_and_then_its_end(bus: Bus) -> None
 async def test_a_client_that_leaves_early_leaves_nothing_that_waits(bus: Bus) -> None:
     """The fixture of the bus looks for tasks that are left."""
     task = await tasks.admitted(bus)
-    async with tailing(bus) as tail:
-        events = Events(bus, Tails([tail]), Line(Outlooks(bus, tasks.LIMITS)), heartbeat_s=25)
-        http = HttpServer(Starlette(routes=[Route("/v1/tasks/{id}/events", events.endpoint)]), "127.0.0.1", 0)
-        await http.start()
-        async with httpx.AsyncClient(base_url=http.url) as client:
-            async with client.stream("GET", f"/v1/tasks/{task}/events") as answer:
-                async for line in answer.aiter_lines():
-                    if line == "event: live":
-                        break
-        await http.stop()
+    async with reading(bus, task) as lines:
+        async for line in lines:
+            if line == "event: live":
+                break
 
 
 def test_a_chunk_that_is_indented_is_in_one_event() -> None:

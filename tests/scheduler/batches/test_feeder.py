@@ -12,7 +12,7 @@ from services.scheduler.batches import feeder, feeding, gathering
 from services.scheduler.batches.feeder import Feeder
 from services.scheduler.batches.gathering import Gathering
 from services.scheduler.batches.items import Item
-from services.scheduler.batches.work import read_work
+from services.scheduler.batches.work import Tools, read_work
 from services.scheduler.metrics import BATCH_WAITS
 from services.scheduler.scripts import due
 from shared import keys
@@ -384,14 +384,19 @@ async def test_batch_whose_input_the_store_has_lost_can_be_cancelled(bus: Bus, t
     assert (after.ended[End.CANCELLED], after.ended[End.FAILED]) == (8, 22)
 
 
+async def leave(bus: Bus, kit: Tools, batch: Batch, *, items: int) -> None:
+    """A holder goes as soon as the items are tasks."""
+    feeding = Feeder(kit, batch.id, await batches.held(bus, batch.id), lambda: 8)
+    running = asyncio.create_task(feeding.run())
+    await wait_until(lambda: feeding.work is not None and len(feeding.work.numbers) == items, "its items are tasks")
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_results_wait_to_be_gathered_for_longer_than_results_are_kept(bus: Bus, tmp_path: Path) -> None:
     """A batch that waited for a place for longer told of answers that had been there, and were gone."""
     batch, engine, kit = await made(bus, tmp_path, [line(0), line(1, FAILS)]), Engine(bus), tools(bus, tmp_path)
-    feeding = Feeder(kit, batch.id, await batches.held(bus, batch.id), lambda: 8)
-    running = asyncio.create_task(feeding.run())
-    await wait_until(lambda: feeding.work is not None and len(feeding.work.numbers) == 2, "its items are tasks")
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await leave(bus, kit, batch, items=2)
     await engine.serve()
     left_ms = [await tasks.ttl_ms(bus, tasks.SHARD.task(id)) for id in engine.ran]
     assert tasks.LIMITS.results_kept_s * 1000 < 3_600_000 < min(left_ms) <= 3_600_000 + kit.batches.kept_ms
@@ -427,11 +432,7 @@ async def test_full_redis_keeps_no_end_from_being_gathered_and_its_file_comes_wh
     """A file has places in indexes, which a full Redis refuses; and only what was gathered makes room. The batch ends when it has
     its file, and not before: its segments would be taken for what a holder has left."""
     batch, engine, kit = await made(bus, tmp_path, LINES[:1]), Engine(bus), tools(bus, tmp_path)
-    feeding = Feeder(kit, batch.id, await batches.held(bus, batch.id), lambda: 8)
-    running = asyncio.create_task(feeding.run())
-    await wait_until(lambda: feeding.work is not None and len(feeding.work.numbers) == 1, "its item is a task")
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await leave(bus, kit, batch, items=1)
     await engine.serve()
 
     waits = BATCH_WAITS.labels("redis")._value.get
